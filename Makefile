@@ -1,0 +1,122 @@
+# One word per task; `make` lists them. Variables: PORT, HOST, MODEL, PYTHON, TORCH_INDEX, ARGS.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PORT ?= 8000
+HOST ?= 127.0.0.1
+MODEL ?= embedded
+ARGS ?=
+IMAGE ?= fit-serve
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(firstword $(shell for p in python3 python3.12 python3.11 python3.13 python3.14; do \
+  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; fi; done))
+
+# Without an NVIDIA GPU the constraints keep CUDA packages out; CONSTRAINTS= (empty) lets them in.
+COMMA := ,
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+CONSTRAINTS ?= $(if $(filter 0,$(HAS_GPU)),constraints-cpu.txt)
+EXTRAS := dev$(if $(filter 0,$(HAS_GPU)),,$(COMMA)gpu)
+# TORCH_INDEX: address of one more package index to look for torch builds in.
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_INSTALL := $(PIP) install --no-compile --progress-bar off $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) \
+  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# Of pip's many lines, keep what takes long and whatever is not routine (errors above all).
+PROGRESS := sed -uE -e '/^ *(Collecting|Requirement already|Using cached|Looking in|Processing|Obtaining) /d' \
+  -e '/^ *(Building|Created|Stored|Checking if|Preparing|Getting|Installing (build|backend)|Running) .*/d' \
+  -e '/^ *(Link requires|File was already|Attempting|Found existing|Uninstalling) /d' \
+  -e '/^ *Successfully (un)?(installed|built)|^ *Downloading .*(\.metadata|[kK]B\)|bytes\))/d' \
+  -e '/is ignored: it is neither a file nor a directory/d' \
+  -e 's/^ *(Downloading .*)/[setup]   \1/' \
+  -e 's/^Installing collected packages:.*/[setup]   unpacking and linking ... (the longest part)/'
+
+.PHONY: help
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## virtual environment in .venv, everything installed in it
+	@echo "[setup] ready: $(BIN)/fit-serve --help"
+
+$(STAMP): pyproject.toml constraints-cpu.txt
+	@test -n "$(PYTHON)" || { echo "[setup] no Python 3.11 or newer here; name one: make setup PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "[setup] creating $(VENV) with $(PYTHON) ..."; $(PYTHON) -m venv $(VENV); }
+	@echo "[setup] $(if $(CONSTRAINTS),under $(CONSTRAINTS) (no NVIDIA GPU found),without constraints)"
+	@echo "[setup] installing torch, the server and its tools ... (about a minute the first time)"
+	@$(PIP_INSTALL) -e '.[$(EXTRAS)]' 2>&1 | $(PROGRESS) || { echo "$$SETUP_FAILED" >&2; exit 1; }
+	@touch $@
+
+define SETUP_FAILED
+[setup] failed; pip's reason is above.
+[setup] If it names a CUDA package, none of your package indexes has a CPU build of torch. Give one:
+[setup]   make setup TORCH_INDEX=(the index address for CPU on PyTorch's install page)
+[setup] or accept the large CUDA build:
+[setup]   make setup CONSTRAINTS=
+endef
+export SETUP_FAILED
+
+.PHONY: serve
+serve: $(STAMP) ## serve the embedded model (PORT=8000 HOST=127.0.0.1 MODEL=embedded ARGS=)
+	@echo "[serve] starting on http://$(HOST):$(PORT) (Ctrl-C stops)"
+	@exec $(BIN)/fit-serve serve --host $(HOST) --port $(PORT) --model $(MODEL) $(ARGS)
+
+.PHONY: test
+test: $(STAMP) ## fast tests, on the CPU
+	@$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## tests that take more than a few seconds
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(STAMP) ## tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: gpu-check
+gpu-check: ## all that needs a CUDA device; says so and stops where there is none
+	@if [ "$(HAS_GPU)" = 0 ]; then echo "gpu-check: skipped, no NVIDIA GPU found (nvidia-smi -L)"; \
+	else $(MAKE) test-gpu; fi
+
+.PHONY: lint
+lint: $(STAMP) ## ruff: rules and format, nothing changed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: fmt
+fmt: $(STAMP) ## ruff: fix and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: types
+types: $(STAMP) ## pyright
+	@$(BIN)/pyright --warnings
+
+.PHONY: contracts
+contracts: $(STAMP) ## import-linter: who may import whom
+	@$(BIN)/lint-imports
+
+.PHONY: check
+check: ## what CI runs, in CI's order: lint, types, contracts, test
+	@$(MAKE) lint
+	@$(MAKE) types
+	@$(MAKE) contracts
+	@$(MAKE) test
+
+.PHONY: bench
+bench: $(STAMP) ## benchmark the engine on this machine (ARGS= for fit-serve bench)
+	@$(BIN)/fit-serve bench $(ARGS)
+
+.PHONY: docker
+docker: ## build the container image (IMAGE=fit-serve)
+	@docker build --tag $(IMAGE) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+.PHONY: clean
+clean: ## remove the virtual environment, caches and build results
+	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage
+	@find . -path ./.git -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

@@ -1,0 +1,1 @@
+"""The mathematics of noise: path, guidance, samplers; shared by training and serving."""

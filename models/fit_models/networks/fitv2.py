@@ -1,0 +1,121 @@
+"""FiTv2: the flexible vision transformer with low-rank adaLN, QK-norm and 2-D RoPE.
+
+Readable beside the paper (arXiv:2410.13925); state-dict names are those of the released files.
+
+Dimension key: T packed tokens, S sequences, R modulation rows, D width, K token channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fit_models.config import ModelConfig
+from fit_models.layers import (
+    Block,
+    FinalLayer,
+    LabelEmbedder,
+    PatchEmbedder,
+    TimestepEmbedder,
+    conditioning_activation,
+    shifted_timestep,
+)
+from fit_models.packing import PackedLayout
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """AdaLN vectors: one row per distinct (timestep, label), and which row each token uses.
+
+    Attributes:
+        blocks: per block [R, 6 D]: shift, scale, gate of attention, then of the MLP.
+        final: [R, 2 D]: shift, scale.
+        row_of_token: int64 [T].
+    """
+
+    blocks: tuple[Tensor, ...]
+    final: Tensor
+    row_of_token: Tensor
+
+
+class FiTv2(nn.Module):
+    """Packed tokens, batch description, timesteps and labels in; packed velocity out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.x_embedder = PatchEmbedder(config.token_channels, width)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(config.num_classes, width)
+        self.global_adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, config.mlp_hidden, config.adaln_lora_dim)
+            for _ in range(config.depth)
+        )
+        self.final_layer = FinalLayer(width, config.token_channels)
+
+    def condition(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+        """Activated conditioning vector [R, D] that every adaLN projection reads."""
+        t_R = shifted_timestep(timestep_R, self.config.time_shifting)
+        return conditioning_activation(self.t_embedder(t_R) + self.y_embedder(label_R))
+
+    def modulate(self, timestep_S: Tensor, label_S: Tensor, layout: PackedLayout) -> Modulation:
+        """One modulation row per sequence, computed block by block."""
+        condition_SD = self.condition(timestep_S, label_S)
+        shared_S6D = self.global_adaLN_modulation[1](condition_SD)
+        blocks = tuple(
+            shared_S6D + block.adaLN_modulation[2](block.adaLN_modulation[1](condition_SD))
+            for block in self.blocks
+        )
+        final_S2D = self.final_layer.adaLN_modulation[1](condition_SD)
+        return Modulation(blocks, final_S2D, layout.seq_of_token)
+
+    def forward(
+        self,
+        tokens_TK: Tensor,
+        layout: PackedLayout,
+        timestep_S: Tensor,
+        label_S: Tensor,
+    ) -> Tensor:
+        """Predict the velocity (data - noise) of every token.
+
+        Args:
+            tokens_TK: noisy latent tokens of all sequences, end to end.
+            layout: where each sequence lies.
+            timestep_S: FiTv2's t per sequence: 0 is noise, 1 is data.
+            label_S: int64 class label per sequence; `config.null_label` for none.
+
+        Returns:
+            [T, K], same order.
+        """
+        return self.denoise(tokens_TK, layout, self.modulate(timestep_S, label_S, layout))
+
+    def denoise(
+        self,
+        tokens_TK: Tensor,
+        layout: PackedLayout,
+        modulation: Modulation,
+    ) -> Tensor:
+        """The same, with modulation rows made elsewhere: [T, K] -> [T, K]."""
+        row_T = modulation.row_of_token
+        x_TD = self.x_embedder(tokens_TK)
+        for block, modulation_R6D in zip(self.blocks, modulation.blocks, strict=True):
+            x_TD = block(x_TD, modulation_R6D, row_T, layout)
+        return self.final_layer(x_TD, modulation.final, row_T)
+
+    def initialize(self) -> None:
+        """Fresh weights as FiTv2 starts training: Xavier, and zero wherever a gate must be shut."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        zeroed = [block.adaLN_modulation[2] for block in self.blocks]
+        zeroed += [self.global_adaLN_modulation[1], self.final_layer.adaLN_modulation[1]]
+        for layer in [*zeroed, self.final_layer.linear]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)

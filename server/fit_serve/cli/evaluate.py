@@ -1,0 +1,5 @@
+"""`fit-serve evaluate`."""
+
+
+def evaluate() -> None:
+    """Measure the quality of a model."""

@@ -1,0 +1,33 @@
+"""`fit-serve train`: read the config, train, show one line per report."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file with the settings of the run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file's."),
+    ] = None,
+) -> None:
+    """Train a network on what `prepare` wrote; goes on where a stopped run was."""
+    from fit_training.config import load_train_config
+
+    run = load_train_config(config, overrides or [])
+    from fit_training.trainer import train as run_training
+
+    typer.echo(f"training {run.model} for {run.num_steps} steps on {run.data}")
+    checkpoint = run_training(run, on_progress=lambda row: typer.echo(progress_line(row)))
+    typer.echo(f"wrote {checkpoint}")
+
+
+def progress_line(row: dict[str, Any]) -> str:
+    """Write a report as `name value` pairs; the time of day is left to the log file."""
+    shown = {name: value for name, value in row.items() if name != "time"}
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in shown.items()
+    )

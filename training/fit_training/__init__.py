@@ -1,0 +1,1 @@
+"""What `fit-serve train` and its sisters run."""

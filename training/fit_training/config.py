@@ -1,0 +1,155 @@
+"""What a training run is: one dataclass, read from YAML and `key=value`, saved with every checkpoint.
+
+Knows names, defaults and limits; opens no data and makes no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fit_models.config import NAMED_CONFIGS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run of `fit-serve train`.
+
+    Attributes:
+        data: folder that `fit-serve prepare` wrote for training.
+        output: folder for checkpoints, log and the config itself.
+        model: a named size, see `fit_models.config.NAMED_CONFIGS`.
+        validation_data: the same for validation; empty for none.
+        num_steps: optimizer steps of the whole run.
+        tokens_per_batch: packed tokens of one step; a batch may hold fewer, never more unless one
+            image alone does.
+        learning_rate: after warm-up (matched RMS for Muon, arXiv:2502.16982).
+        warmup_steps: linear rise of the learning rate.
+        decay_steps: linear fall to zero at the end of the run.
+        optimizer: "muon" (matrices of the blocks, AdamW for the rest) or "adamw".
+        weight_decay: decoupled, on matrices only.
+        gradient_clip: L2 norm over all parameters.
+        classes: names to train on, a subset of what was prepared, in this order; none means all.
+        class_dropout: share of labels replaced by the null label.
+        class_balance: draws per class go with (its photographs) ** class_balance; 1 is as they are.
+        alignment_weight: of the representation alignment loss (REPA, arXiv:2410.06940); 0 is off.
+        alignment_block: block after which tokens are aligned, counted from 1.
+        ema_decay: of the averaged weights that are served.
+        precision: "bfloat16" autocast or "float32".
+        operators: "reference" or "compiled" (fused by torch.compile; a minute at the start).
+        num_threads: torch threads; 0 leaves torch's own choice.
+        device: "auto", "cpu" or "cuda".
+        log_every: steps between log lines.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the newest stay.
+        seed: of initial weights, order, times, noise and dropout.
+    """
+
+    data: str
+    output: str
+    model: str = "FiTv2-Ti/2"
+    validation_data: str = ""
+    num_steps: int = 20_000
+    tokens_per_batch: int = 3072
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    decay_steps: int = 4_000
+    optimizer: str = "muon"
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    classes: tuple[str, ...] = ()
+    class_dropout: float = 0.1
+    class_balance: float = 0.5
+    alignment_weight: float = 0.5
+    alignment_block: int = 3
+    ema_decay: float = 0.9995
+    precision: str = "bfloat16"
+    operators: str = "reference"
+    num_threads: int = 0
+    device: str = "auto"
+    log_every: int = 20
+    checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, tuple(NAMED_CONFIGS))
+        _one_of("optimizer", self.optimizer, ("muon", "adamw"))
+        _one_of("precision", self.precision, ("bfloat16", "float32"))
+        _one_of("operators", self.operators, ("reference", "compiled"))
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        for name in ("num_steps", "tokens_per_batch", "log_every", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("keep_checkpoints", self.keep_checkpoints, 1)
+        for name in ("warmup_steps", "decay_steps", "num_threads", "alignment_weight"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("class_dropout", "class_balance", "ema_decay"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in 0..1")
+        depth = NAMED_CONFIGS[self.model].depth
+        if not 1 <= self.alignment_block <= depth:
+            raise ValueError(f"alignment_block is {self.alignment_block}; {self.model} has {depth}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file, then apply `key=value` overrides.
+
+    Raises:
+        ValueError: a key is unknown, a value has the wrong type or is out of range.
+    """
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r} is not of the form key=value")
+        values[key.strip()] = yaml.safe_load(text)
+    return _checked(values)
+
+
+def _checked(values: dict[str, Any]) -> TrainConfig:
+    types = {f.name: str(f.type) for f in fields(TrainConfig)}
+    if unknown := sorted(set(values) - set(types)):
+        raise ValueError(f"unknown training settings {unknown}; known: {sorted(types)}")
+    for name, value in values.items():
+        wanted = types[name]
+        if wanted == "float" and isinstance(value, str):
+            value = values[name] = _number(name, value)  # YAML 1.1 reads 1e-3 as text
+        good = {
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, int | float) and not isinstance(value, bool),
+            "str": isinstance(value, str),
+            "tuple[str, ...]": isinstance(value, list) and all(isinstance(v, str) for v in value),
+        }[wanted]
+        if not good:
+            raise ValueError(f"{name} is {value!r}; it must be of type {wanted}")
+    if missing := sorted({"data", "output"} - set(values)):
+        raise ValueError(f"training settings {missing} are missing")
+    if "classes" in values:
+        values["classes"] = tuple(values["classes"])
+    return TrainConfig(**values)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be a number") from None
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; known: {', '.join(known)}")
+
+
+def _at_least(name: str, value: float, limit: float) -> None:
+    if not value >= limit:
+        raise ValueError(f"{name} is {value}; it must be at least {limit}")

@@ -1,0 +1,27 @@
+"""Averaged weights: what is served is not the last step but the average of many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AveragedWeights:
+    """Exponential moving average of a network's state dict, in fp32."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.weights: dict[str, Tensor] = {
+            k: v.detach().float().clone() for k, v in network.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards the network; early on faster, so that the start is forgotten."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        current = network.state_dict()
+        torch._foreach_lerp_(
+            list(self.weights.values()), [current[k].float() for k in self.weights], 1.0 - decay
+        )
