@@ -56,7 +56,7 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
 
 
 def rotate_interleaved(x_THE: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """Rotate each adjacent pair (2j, 2j+1) of the head dim by its angle, in fp32.
+    """Rotate each adjacent pair (2j, 2j+1) of the head dim by its angle, in fp32 or wider.
 
     Args:
         x_THE: queries or keys.
@@ -66,7 +66,7 @@ def rotate_interleaved(x_THE: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
     Returns:
         [T, H, E] in the dtype of `x_THE` (RoFormer, arXiv:2104.09864, eq. 34).
     """
-    even_THP, odd_THP = x_THE.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even_THP, odd_THP = x_THE.to(torch.promote_types(x_THE.dtype, cos_TP.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
     cos_T1P, sin_T1P = cos_TP[:, None], sin_TP[:, None]
     turned = torch.stack(
         (even_THP * cos_T1P - odd_THP * sin_T1P, even_THP * sin_T1P + odd_THP * cos_T1P), dim=-1

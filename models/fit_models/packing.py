@@ -86,6 +86,7 @@ def layout_of_grids(
     head_dim: int,
     rope: RopeConfig,
     device: torch.device | str = "cpu",
+    rope_dtype: torch.dtype = torch.float32,
 ) -> PackedLayout:
     """Describe sequences given by their (rows, columns), with rotary tables made on the spot.
 
@@ -96,7 +97,7 @@ def layout_of_grids(
     rope_rows = []
     for rows, columns in grids:
         if (rows, columns) not in tables:
-            cos, sin = rope_table(rows, columns, head_dim, rope)
+            cos, sin = rope_table(rows, columns, head_dim, rope, rope_dtype)
             tables[rows, columns] = (cos, sin, next_row)
             next_row += rows * columns
         first = tables[rows, columns][2]

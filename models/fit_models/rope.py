@@ -49,12 +49,16 @@ def axis_frequencies(
 
 
 def rope_table(
-    rows: int, columns: int, head_dim: int, config: RopeConfig
+    rows: int,
+    columns: int,
+    head_dim: int,
+    config: RopeConfig,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every token of a grid, multiplier included.
 
     Returns:
-        cos, sin: fp32 [N, E/2], N = rows x columns in row-major order; the first E/4 pairs turn
+        cos, sin: [N, E/2] in `dtype` (of fp32 angles), N = rows x columns in row-major order; the first E/4 pairs turn
         with the row, the others with the column.
     """
     frequencies = axis_frequencies(head_dim, config, rows, columns)
@@ -62,7 +66,7 @@ def rope_table(
     column_N = torch.arange(columns, dtype=torch.float32).repeat(rows)
     angles = torch.cat(
         (row_N[:, None] * frequencies.height, column_N[:, None] * frequencies.width), dim=1
-    )
+    ).to(dtype)
     return angles.cos() * frequencies.multiplier, angles.sin() * frequencies.multiplier
 
 

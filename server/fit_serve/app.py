@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from fit_models.bundle import Bundle, load_bundle
-from fit_models.diffusion.sampler import STEP_SAMPLERS
+from fit_models.diffusion.sampler import SAMPLERS
 from fit_serve.engine import EngineConfig, EngineHandle
 from fit_serve.limits import Defaults, ModelLimits
 from fit_serve.service import GenerationService, ServiceConfig
@@ -96,7 +96,7 @@ def limits_of(bundle: Bundle, settings: Settings) -> ModelLimits:
         size_multiple=token_side,
         min_side=SMALLEST_GRID * token_side,
         max_tokens=settings.max_image_tokens,
-        samplers=tuple(STEP_SAMPLERS),
+        samplers=tuple(SAMPLERS),
         defaults=Defaults(
             num_inference_steps=bundle.defaults.num_inference_steps,
             guidance_scale=bundle.defaults.guidance_scale,

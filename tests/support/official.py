@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fit_models.config import ModelConfig, RopeConfig
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import PackedLayout, layout_of_grids
-from torch import Tensor
-
 from support.golden import Case, Family
 
 
@@ -46,7 +46,10 @@ def grids_of(case: Case) -> list[tuple[int, int]]:
 
 
 def layout_for(network: FiTv2, grids: list[tuple[int, int]]) -> PackedLayout:
-    return layout_of_grids(grids, network.config.head_dim, network.config.rope)
+    dtype = network.x_embedder.proj.weight.dtype
+    return layout_of_grids(
+        grids, network.config.head_dim, network.config.rope, rope_dtype=dtype
+    )
 
 
 def pack(padded_BNK: Tensor, grids: list[tuple[int, int]]) -> Tensor:

@@ -73,7 +73,7 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for what cannot be trained."""
-        if self.loss.features > 0 and self.feature_weights is None:
+        if self.loss.need_features and self.feature_weights is None:
             raise ValueError(f"feature_weights: needed, for loss.features is {self.loss.features}")
         for name in ("batch_pixels", "report_every_steps"):
             if getattr(self, name) < 1:
@@ -208,7 +208,7 @@ def _train(
 
 def _decoder_loss(config: DistillationConfig) -> LossOf:
     """Its image of latents, some of them noisy, against the teacher's image of the clean ones."""
-    path = config.feature_weights if config.loss.features > 0 else None
+    path = config.feature_weights if config.loss.need_features else None
     network = None if path is None else load_feature_network(path).to(config.device)
     reconstruction = ReconstructionLoss(config.loss, network)
 

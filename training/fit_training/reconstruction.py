@@ -15,6 +15,8 @@ from fit_training.feature_network import FeatureNetwork
 
 # Blocks of the feature network whose outputs are compared: the last ones at strides 2, 4 and 8.
 _COMPARED_BLOCKS = (0, 2, 4)
+MINIMUM_SIDE = 32  # pixels: a window of 4 at stride 8
+_SMOOTHING = 1e-5  # under a root, so that its slope stays finite; well under (1/127.5)^2
 
 
 @dataclass(frozen=True)
@@ -22,22 +24,32 @@ class LossWeights:
     """What each term of `ReconstructionLoss` counts; 0 switches it off."""
 
     pixels: float = 1.0
+    colour: float = 3.0
     edges: float = 1.0
-    features: float = 0.1
+    texture: float = 0.6
+    features: float = 0.15
+    feature_texture: float = 0.2
     photograph: float = 0.1
+
+    @property
+    def need_features(self) -> bool:
+        """Whether a feature network is asked for."""
+        return self.features > 0 or self.feature_texture > 0
 
 
 class ReconstructionLoss(nn.Module):
-    """L1 distances of pixels, of edges at two scales, and of features (arXiv:1603.08155).
+    """L1 distances of pixels, colours, edges, features (arXiv:1603.08155) and local texture.
 
-    Meant for a target the input determines: L1 blurs only where there are several to average over.
+    Pixels, edges and features alone blur what a small network cannot place to the pixel. The
+    texture terms compare only how much of it there is, in the spirit of style losses
+    (arXiv:1508.06576), but window by window.
     """
 
     def __init__(self, weights: LossWeights, feature_network: FeatureNetwork | None) -> None:
         """Raise `ValueError` if the features count but there is no network to make them."""
         super().__init__()
-        if weights.features > 0 and feature_network is None:
-            raise ValueError(f"features: weight {weights.features} needs a feature network")
+        if weights.need_features and feature_network is None:
+            raise ValueError(f"feature_network: needed, for features weigh {weights.features}")
         self.weights = weights
         self.feature_network = feature_network
 
@@ -46,29 +58,42 @@ class ReconstructionLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Scalars by name: each term unweighted and their weighted sum `total`.
 
-        All three images are float32 in [-1, 1]; the output may leave that range.
+        All three images are float32 in [-1, 1]; the output may leave that range. Raises
+        `ValueError` for a side under 32 pixels.
         """
+        for field, side in zip(("height", "width"), output_B3HW.shape[2:], strict=True):
+            if side < MINIMUM_SIDE:
+                raise ValueError(f"{field}: {side} is less than {MINIMUM_SIDE}")
         terms = {
             "pixels": F.l1_loss(output_B3HW, target_B3HW),
+            "colour": colour_distance(output_B3HW, target_B3HW),
             "edges": edge_distance(output_B3HW, target_B3HW),
+            "texture": texture_distance(output_B3HW, target_B3HW),
             "photograph": F.l1_loss(output_B3HW, photo_B3HW),
         }
-        if self.weights.features > 0:
-            terms["features"] = self._feature_distance(output_B3HW, target_B3HW)
+        if self.weights.need_features:
+            terms |= self._feature_distances(output_B3HW, target_B3HW)
         total = torch.stack(
             [getattr(self.weights, name) * term for name, term in terms.items()]
         ).sum()
         return {name: term.detach() for name, term in terms.items()} | {"total": total}
 
-    def _feature_distance(self, output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
-        """L1 distance of activations in units of the target's mean one, averaged over stages."""
+    def _feature_distances(self, output_B3HW: Tensor, target_B3HW: Tensor) -> dict[str, Tensor]:
+        """L1 distances of activations and of their local deviation, averaged over stages.
+
+        Both in units of the target's mean absolute activation.
+        """
         with torch.no_grad():
             wanted = self._stages(target_B3HW)
-        distances = [
-            F.l1_loss(got, want) / want.abs().mean().clamp_min(1e-3)
-            for got, want in zip(self._stages(output_B3HW), wanted, strict=True)
-        ]
-        return torch.stack(distances).mean()
+        features, textures = [], []
+        for got, want in zip(self._stages(output_B3HW), wanted, strict=True):
+            unit = want.abs().mean().clamp_min(1e-3)
+            features.append(F.l1_loss(got, want) / unit)
+            textures.append(F.l1_loss(_local_deviation(got), _local_deviation(want)) / unit)
+        return {
+            "features": torch.stack(features).mean(),
+            "feature_texture": torch.stack(textures).mean(),
+        }
 
     def _stages(self, images_B3HW: Tensor) -> list[Tensor]:
         """Activations of the compared blocks. Runs in whatever type autocast asks for."""
@@ -82,6 +107,14 @@ class ReconstructionLoss(nn.Module):
         return stages
 
 
+def colour_distance(output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
+    """L1 distance of the mean colours of squares of 8 pixels, a scalar.
+
+    In a textured square the pixels' own L1 has little to say about the mean.
+    """
+    return F.avg_pool2d(output_B3HW - target_B3HW, 8).abs().mean()
+
+
 def edge_distance(output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
     """L1 distance of horizontal and vertical differences at full and at half size, a scalar."""
     error = output_B3HW - target_B3HW
@@ -90,6 +123,33 @@ def edge_distance(output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
         distance = distance + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         error = F.avg_pool2d(error, 2)
     return distance / 4
+
+
+def texture_distance(output_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
+    """L1 distance of root mean square differences in squares of 8 pixels, a scalar.
+
+    At full and at half size: at full size alone, a weave of single pixels would do for any texture.
+    """
+    distance = torch.zeros((), device=output_B3HW.device)
+    for window in (8, 4):
+        for dim in (-1, -2):
+            got = _root_mean(output_B3HW.diff(dim=dim).square(), window)
+            want = _root_mean(target_B3HW.diff(dim=dim).square(), window)
+            distance = distance + F.l1_loss(got, want)
+        output_B3HW, target_B3HW = F.avg_pool2d(output_B3HW, 2), F.avg_pool2d(target_B3HW, 2)
+    return distance / 4
+
+
+def _local_deviation(activations_BCHW: Tensor) -> Tensor:
+    """Standard deviation in squares of 4 that overlap by half."""
+    mean = F.avg_pool2d(activations_BCHW, 4, 2)
+    square = F.avg_pool2d(activations_BCHW.square(), 4, 2)
+    return (square - mean.square()).clamp_min(0).add(_SMOOTHING).sqrt()
+
+
+def _root_mean(squares_BCHW: Tensor, window: int) -> Tensor:
+    """Root of the mean in squares that overlap by half."""
+    return F.avg_pool2d(squares_BCHW, window, window // 2).add(_SMOOTHING).sqrt()
 
 
 def psnr(images_B3HW: Tensor, reference_B3HW: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ app.command()(prepare)
 app.command()(train)
 app.command()(train_autoencoder)
 app.command()(evaluate)
-app.command()(bench)
+app.command(context_settings={"ignore_unknown_options": True})(bench)
 app.command()(doctor)
 
 

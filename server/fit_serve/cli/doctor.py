@@ -1,5 +1,72 @@
-"""`fit-serve doctor`: what is installed, what is found, and what would be chosen."""
+"""`fit-serve doctor`: what is installed, what is found, and what is chosen from it."""
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fit_models.bundle import Bundle
+
+NEEDED = ("fit-serve", "torch", "diffusers", "safetensors", "fastapi", "uvicorn")
+OPTIONAL = ("triton", "flash-attn", "xformers")
 
 
-def doctor() -> None:
-    """Say what is installed here and what the server would choose."""
+def doctor(
+    model: Annotated[str, typer.Option(help='Folder of a bundle, or "embedded".')] = "embedded",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """Say what is installed here, then load a model and say how it would run."""
+    for name, fact in (*software(), *hardware()):
+        tell(name, fact)
+    from fit_models.bundle import load_bundle
+
+    for name, fact in choices(load_bundle(model, device, dtype)):
+        tell(name, fact)
+
+
+def tell(name: str, fact: str) -> None:
+    """Print one line."""
+    typer.echo(f"{name:<12} {fact}")
+
+
+def software() -> Iterator[tuple[str, str]]:
+    """Give the versions of Python and of what the server stands on or could use."""
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    for package in (*NEEDED, *OPTIONAL):
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "not installed" + ("" if package in NEEDED else " (optional)")
+
+
+def hardware() -> Iterator[tuple[str, str]]:
+    """Give the processors and accelerators that torch sees."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "cpu", f"{cores} cores, {torch.get_num_threads()} threads of torch"
+    if not torch.cuda.is_available():
+        yield "gpu", "none that torch can use"
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        capability = f"sm_{found.major}{found.minor}"
+        yield "gpu", f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {capability}"
+
+
+def choices(bundle: "Bundle") -> Iterator[tuple[str, str]]:
+    """Give what was chosen for a model that has been loaded; read from it, not guessed again."""
+    from fit_kernels.backend import current_backend
+
+    weights = list(bundle.network.parameters())
+    count = sum(weight.numel() for weight in weights)
+    classes = len(bundle.class_names)
+    yield "model", f"{bundle.name}, {count / 1e6:.1f} M parameters, {classes} classes"
+    yield "device", str(weights[0].device)
+    yield "dtype", str(weights[0].dtype).removeprefix("torch.")
+    yield "operators", current_backend()
+    yield "attention", "groups of equal length, in PyTorch (fit_kernels.attention_varlen)"

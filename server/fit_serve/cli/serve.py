@@ -73,7 +73,7 @@ def kind_of(field: FieldInfo) -> str:
     """Say what a flag takes: its choices, or the kind of its value."""
     kinds = get_args(field.annotation) or (field.annotation,)
     if get_origin(field.annotation) is Literal:
-        return "|".join(kinds)
+        return "|".join(str(choice) for choice in kinds)
     names = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
     return next((names[kind] for kind in kinds if kind in names), "INTEGER,...")
 

@@ -1,0 +1,195 @@
+"""All that is loaded to serve one model: a folder in Hugging Face layout.
+
+    model_index.json      components, name, id2label
+    transformer/          config.json and weights of the network
+    vae/                  the autoencoder, as diffusers stores it
+    scheduler/            scheduler_config.json: what a request gets when it does not say
+
+Knows folders and files; not devices' speed, requests or engines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fit_models.autoencoder import Autoencoder
+from fit_models.checkpoint import load_weights, save_weights
+from fit_models.config import ModelConfig
+from fit_models.diffusion.sampler import SAMPLERS
+from fit_models.networks.fitv2 import FiTv2
+
+EMBEDDED = "embedded"
+MODEL_INDEX = "model_index.json"
+_NETWORK_CLASS = "FiTv2"
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What a request gets where it does not say.
+
+    Attributes:
+        num_inference_steps: steps of the schedule.
+        guidance_scale: 1 is none.
+        guidance_interval: (low, high) sigmas between which guidance acts.
+        sampler: a name of `fit_models.diffusion.sampler.SAMPLERS`.
+    """
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 1.5
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    sampler: str = "euler"
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is unknown; known: {', '.join(SAMPLERS)}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A network ready to run, its autoencoder and what its labels mean."""
+
+    name: str
+    network: FiTv2
+    autoencoder: Autoencoder
+    class_names: tuple[str, ...]
+    defaults: SamplingDefaults
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Of the network."""
+        return self.network.config
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of a token in pixels: patch size times the autoencoder's downsampling."""
+        return self.model_config.patch_size * self.autoencoder.downsampling
+
+
+def bundle_folder(name_or_path: str) -> Path:
+    """The folder of a bundle: the embedded one by name, any other by path.
+
+    Raises:
+        ValueError: there is no bundle.
+    """
+    if name_or_path == EMBEDDED:
+        folder = Path(str(resources.files("fit_models") / "embedded"))
+    else:
+        folder = Path(name_or_path).expanduser()
+    if not (folder / MODEL_INDEX).is_file():
+        raise ValueError(f"model {name_or_path!r}: {folder} is not a bundle ({MODEL_INDEX} is missing)")
+    return folder
+
+
+def load_bundle(
+    name_or_path: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    """Load network and autoencoder.
+
+    Raises:
+        ValueError: a file is missing, unreadable or does not fit; the message names it.
+    """
+    folder = bundle_folder(name_or_path)
+    index = _read_json(folder / MODEL_INDEX)
+    config_values = _read_json(folder / "transformer" / "config.json")
+    if config_values.get("_class_name") != _NETWORK_CLASS:
+        raise ValueError(
+            f"transformer/config.json: _class_name is {config_values.get('_class_name')!r}; "
+            f"known: {_NETWORK_CLASS}"
+        )
+    config = ModelConfig.from_dict(config_values)
+    with torch.device("meta"):
+        network = FiTv2(config)
+    load_weights(network, folder / "transformer", device, dtype)
+    network.eval().requires_grad_(False)
+    autoencoder = Autoencoder.from_folder(folder / "vae").to(device, dtype)
+    if autoencoder.latent_channels != config.in_channels:
+        raise ValueError(
+            f"vae has {autoencoder.latent_channels} latent channels, "
+            f"transformer/config.json says {config.in_channels}"
+        )
+    return Bundle(
+        name=str(index.get("name", folder.name)),
+        network=network,
+        autoencoder=autoencoder,
+        class_names=_class_names(index, config),
+        defaults=_defaults(folder / "scheduler" / "scheduler_config.json"),
+    )
+
+
+def save_bundle(
+    folder: Path,
+    name: str,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    defaults: SamplingDefaults,
+    dtype: torch.dtype = torch.bfloat16,
+    max_shard_bytes: int = 15 * 2**20,
+) -> None:
+    """Write everything but `vae/`, which is a folder of its own kind and is copied."""
+    save_weights(weights, folder / "transformer", dtype, max_shard_bytes)
+    _write_json(
+        folder / "transformer" / "config.json", {"_class_name": _NETWORK_CLASS, **config.to_dict()}
+    )
+    _write_json(
+        folder / "scheduler" / "scheduler_config.json", {"_class_name": "Flow", **asdict(defaults)}
+    )
+    _write_json(
+        folder / MODEL_INDEX,
+        {
+            "_class_name": "FitBundle",
+            "name": name,
+            "transformer": ["fit_models", _NETWORK_CLASS],
+            "vae": ["diffusers", "AutoencoderTiny"],
+            "scheduler": ["fit_models", "Flow"],
+            "id2label": {str(label): text for label, text in enumerate(class_names)},
+        },
+    )
+
+
+def _class_names(index: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    labels = index.get("id2label")
+    if not isinstance(labels, dict) or sorted(labels, key=str) != sorted(
+        (str(i) for i in range(config.num_classes)), key=str
+    ):
+        raise ValueError(
+            f"{MODEL_INDEX}: id2label must name labels 0..{config.num_classes - 1}, each once"
+        )
+    return tuple(str(labels[str(i)]) for i in range(config.num_classes))
+
+
+def _defaults(path: Path) -> SamplingDefaults:
+    values = {k: v for k, v in _read_json(path).items() if not k.startswith("_")}
+    if isinstance(values.get("guidance_interval"), list):
+        values["guidance_interval"] = tuple(values["guidance_interval"])
+    try:
+        return SamplingDefaults(**values)
+    except TypeError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"bundle: {path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"bundle: {path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"bundle: {path} holds a {type(values).__name__}, not an object")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
