@@ -48,18 +48,19 @@ def attention_varlen(
         runs: `equal_runs` of the sequence lengths; covers every token exactly once.
         scale: of the logits; `E ** -0.5` if None.
     """
-    parts = [
-        _dense_attention(*(x[start : start + g * n].unflatten(0, (g, n)) for x in (q_THE, k_THE, v_THE)), scale)
-        for start, g, n in runs
-    ]
+    parts = []
+    for start, g, n in runs:
+        end = start + g * n
+        q_GNHE, k_GNHE, v_GNHE = (x[start:end].unflatten(0, (g, n)) for x in (q_THE, k_THE, v_THE))
+        parts.append(_dense_attention(q_GNHE, k_GNHE, v_GNHE, scale))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _dense_attention(q_GNHE: Tensor, k_GNHE: Tensor, v_GNHE: Tensor, scale: float | None) -> Tensor:
     q_GHNE, k_GHNE, v_GHNE = (x.transpose(1, 2) for x in (q_GNHE, k_GNHE, v_GNHE))
     if _prefers_bmm(q_GHNE):
-        scale = q_GHNE.shape[-1] ** -0.5 if scale is None else scale
-        scores_GHNN = (q_GHNE * scale) @ k_GHNE.transpose(-1, -2)
+        factor: float = q_GHNE.shape[-1] ** -0.5 if scale is None else scale
+        scores_GHNN = (q_GHNE * factor) @ k_GHNE.transpose(-1, -2)
         out_GHNE = scores_GHNN.softmax(-1).to(v_GHNE.dtype) @ v_GHNE
     else:
         out_GHNE = F.scaled_dot_product_attention(q_GHNE, k_GHNE, v_GHNE, scale=scale)

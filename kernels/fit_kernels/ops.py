@@ -1,4 +1,4 @@
-"""The operators a network calls: the arguments of `fit_kernels.reference`, run by the chosen backend.
+"""The operators a network calls: arguments of `fit_kernels.reference`, run by the chosen backend.
 
 Shapes and formulas are documented at the reference.
 """

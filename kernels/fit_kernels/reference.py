@@ -66,7 +66,9 @@ def rotate_interleaved(x_THE: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
     Returns:
         [T, H, E] in the dtype of `x_THE` (RoFormer, arXiv:2104.09864, eq. 34).
     """
-    even_THP, odd_THP = x_THE.to(torch.promote_types(x_THE.dtype, cos_TP.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
+    even_THP, odd_THP = (
+        x_THE.to(torch.promote_types(x_THE.dtype, cos_TP.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
+    )
     cos_T1P, sin_T1P = cos_TP[:, None], sin_TP[:, None]
     turned = torch.stack(
         (even_THP * cos_T1P - odd_THP * sin_T1P, even_THP * sin_T1P + odd_THP * cos_T1P), dim=-1

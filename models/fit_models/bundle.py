@@ -23,6 +23,7 @@ from torch import Tensor
 from fit_models.autoencoder import Autoencoder
 from fit_models.checkpoint import load_weights, save_weights
 from fit_models.config import ModelConfig
+from fit_models.device import resolve_device, resolve_dtype
 from fit_models.diffusion.sampler import SAMPLERS
 from fit_models.networks.fitv2 import FiTv2
 
@@ -84,21 +85,25 @@ def bundle_folder(name_or_path: str) -> Path:
     else:
         folder = Path(name_or_path).expanduser()
     if not (folder / MODEL_INDEX).is_file():
-        raise ValueError(f"model {name_or_path!r}: {folder} is not a bundle ({MODEL_INDEX} is missing)")
+        raise ValueError(
+            f"model {name_or_path!r}: {folder} is not a bundle ({MODEL_INDEX} is missing)"
+        )
     return folder
 
 
 def load_bundle(
     name_or_path: str,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
 ) -> Bundle:
-    """Load network and autoencoder.
+    """Load network and autoencoder; device and dtype may be "auto", see `fit_models.device`.
 
     Raises:
         ValueError: a file is missing, unreadable or does not fit; the message names it.
     """
     folder = bundle_folder(name_or_path)
+    device = resolve_device(device)
+    dtype = resolve_dtype(dtype, device)
     index = _read_json(folder / MODEL_INDEX)
     config_values = _read_json(folder / "transformer" / "config.json")
     if config_values.get("_class_name") != _NETWORK_CLASS:

@@ -41,7 +41,9 @@ def load_weights(
                 for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                     tensors[key.removeprefix("module.")] = file.get_tensor(key)
         except SafetensorError as error:
-            raise ValueError(f"weights: {path} is not a readable safetensors file: {error}") from error
+            raise ValueError(
+                f"weights: {path} is not a readable safetensors file: {error}"
+            ) from error
     _check_names(network, tensors, source)
     for key, tensor in tensors.items():
         tensors[key] = tensor.to(device=device, dtype=dtype)

@@ -26,7 +26,7 @@ class RopeConfig:
 
     Attributes:
         mode: one of `ROPE_MODES`.
-        decouple: stretch each axis by its own length (VisionNTK, VisionYaRN), not both by the longer.
+        decouple: stretch each axis by its own length (VisionNTK, VisionYaRN), not by the longer.
         ori_max_pe_len: tokens per axis the network was trained with.
         theta: base of the frequencies.
     """
@@ -45,7 +45,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A FiTv2 network (arXiv:2410.13925): width, depth and what the checkpoint's shapes follow from.
+    """A FiTv2 network (arXiv:2410.13925): width, depth and all that a checkpoint's shapes need.
 
     Attributes:
         hidden_size: width D of a token inside the network.

@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 
 import torch
-from fit_kernels import attention_varlen, gated_residual, layer_norm_modulate, qk_norm_rope, swiglu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fit_kernels import attention_varlen, gated_residual, layer_norm_modulate, qk_norm_rope, swiglu
 from fit_models.packing import PackedLayout
 
 FREQUENCY_CHANNELS = 256
@@ -24,11 +24,18 @@ FREQUENCY_CHANNELS = 256
 def timestep_features(timestep_S: Tensor) -> Tensor:
     """Sinusoidal features of the timestep, cosines first: fp32 [S, 256] (arXiv:2212.09748)."""
     half = FREQUENCY_CHANNELS // 2
-    frequencies = torch.exp(
-        -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half
-    ).to(timestep_S.device)
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half).to(
+        timestep_S.device
+    )
     angles = timestep_S.float()[:, None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def linear_at(layers: nn.Sequential, index: int) -> nn.Linear:
+    """The linear layer at a place of a sequence that is known to hold one there."""
+    layer = layers[index]
+    assert isinstance(layer, nn.Linear), (index, layer)
+    return layer
 
 
 class PatchEmbedder(nn.Module):
@@ -49,12 +56,14 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(FREQUENCY_CHANNELS, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            nn.Linear(FREQUENCY_CHANNELS, hidden_size),
+            nn.SiLU(),
+            nn.Linear(hidden_size, hidden_size),
         )
 
     def forward(self, timestep_S: Tensor) -> Tensor:
         """[S] -> [S, D]."""
-        return self.mlp(timestep_features(timestep_S).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_features(timestep_S).to(linear_at(self.mlp, 0).weight.dtype))
 
 
 class LabelEmbedder(nn.Module):

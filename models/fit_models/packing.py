@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fit_kernels.attention import equal_runs
 from torch import Tensor
 
+from fit_kernels.attention import equal_runs
 from fit_models.config import RopeConfig
 from fit_models.rope import rope_table
 

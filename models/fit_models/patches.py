@@ -3,7 +3,8 @@
 A token is one patch as a vector, channel slowest, then row in patch, then column in patch
 (FiT's order); tokens of a grid are row-major.
 
-Dimension key: B latents, C latent channels, h, w latent height and width, N tokens, K token channels.
+Dimension key: B latents, C latent channels, h, w latent height and width, N tokens,
+K token channels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two-dimensional rotary frequencies and their extrapolation to larger grids.
 
 Knows grids, frequencies and the multiplier on cos and sin; not how they are applied
-(`fit_kernels.rope`) or kept on a device. Positions are never rescaled: every mode acts on
+(`fit_kernels.qk_norm_rope`) or kept on a device. Positions are never rescaled: every mode acts on
 frequencies. Sources: FiT §3.3 (arXiv:2402.12376), FiTv2 §3 (arXiv:2410.13925), YaRN
 (arXiv:2309.00071); the `pro` modes follow the released code, which differs from the paper by a
 factor 2 inside the logarithm.
@@ -22,16 +22,14 @@ from fit_models.config import RopeConfig
 
 @dataclass(frozen=True)
 class AxisFrequencies:
-    """Frequencies [E/4] of the height half and the width half, and the multiplier on cos and sin."""
+    """Frequencies [E/4] of the height and the width half, and the multiplier on cos and sin."""
 
     height: Tensor
     width: Tensor
     multiplier: float
 
 
-def axis_frequencies(
-    head_dim: int, config: RopeConfig, rows: int, columns: int
-) -> AxisFrequencies:
+def axis_frequencies(head_dim: int, config: RopeConfig, rows: int, columns: int) -> AxisFrequencies:
     """Frequencies for a grid of `rows` x `columns` tokens under the configured mode.
 
     Raises:
@@ -58,8 +56,8 @@ def rope_table(
     """Cosines and sines of every token of a grid, multiplier included.
 
     Returns:
-        cos, sin: [N, E/2] in `dtype` (of fp32 angles), N = rows x columns in row-major order; the first E/4 pairs turn
-        with the row, the others with the column.
+        cos, sin: [N, E/2] in `dtype` (of fp32 angles), N = rows x columns in row-major order; the
+        first E/4 pairs turn with the row, the others with the column.
     """
     frequencies = axis_frequencies(head_dim, config, rows, columns)
     row_N = torch.arange(rows, dtype=torch.float32).repeat_interleave(columns)

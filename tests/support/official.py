@@ -47,9 +47,7 @@ def grids_of(case: Case) -> list[tuple[int, int]]:
 
 def layout_for(network: FiTv2, grids: list[tuple[int, int]]) -> PackedLayout:
     dtype = network.x_embedder.proj.weight.dtype
-    return layout_of_grids(
-        grids, network.config.head_dim, network.config.rope, rope_dtype=dtype
-    )
+    return layout_of_grids(grids, network.config.head_dim, network.config.rope, rope_dtype=dtype)
 
 
 def pack(padded_BNK: Tensor, grids: list[tuple[int, int]]) -> Tensor:

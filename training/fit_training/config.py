@@ -1,4 +1,4 @@
-"""What a training run is: one dataclass, read from YAML and `key=value`, saved with every checkpoint.
+"""What a training run is: one dataclass, read from YAML and `key=value`, in every checkpoint.
 
 Knows names, defaults and limits; opens no data and makes no network.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from fit_models.config import NAMED_CONFIGS
 
 

@@ -53,7 +53,9 @@ class LatentDataset:
         mean = torch.tensor(index["latent_mean"], dtype=torch.float64)
         spread = torch.tensor(index["latent_std"], dtype=torch.float64)
         self.latent_shift = float(mean.mean())
-        self.latent_scale = float(1.0 / (spread.square() + (mean - mean.mean()).square()).mean().sqrt())
+        self.latent_scale = float(
+            1.0 / (spread.square() + (mean - mean.mean()).square()).mean().sqrt()
+        )
         self._tokens = torch.cat([s["tokens"] for s in shards])
         self._features = torch.cat([s["features"] for s in shards])
         self.grids = torch.cat([s["grid"] for s in shards]).long().numpy()
@@ -74,8 +76,9 @@ class LatentDataset:
 
     def batch(self, images: np.ndarray) -> LatentBatch:
         """Pack the given images in the given order."""
+        starts = self._starts.tolist()
         rows = torch.from_numpy(
-            np.concatenate([np.arange(self._starts[i], self._starts[i + 1]) for i in images])
+            np.concatenate([np.arange(starts[i], starts[i + 1]) for i in images.tolist()])
         )
         return LatentBatch(
             tokens=(self._tokens[rows].float() - self.latent_shift) * self.latent_scale,
@@ -89,8 +92,8 @@ class LatentDataset:
     ) -> list[np.ndarray]:
         """The batches of one epoch, as image indices.
 
-        Draws per class go with its size ** class_balance and add up to the size of the set; within a
-        class every image comes equally often, give or take one.
+        Draws per class go with its size ** class_balance and add up to the size of the set (each
+        class rounded at random); within a class every image comes equally often, give or take one.
         """
         generator = np.random.default_rng((seed, epoch))
         drawn = generator.permutation(self._balanced_draws(class_balance, generator))

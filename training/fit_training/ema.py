@@ -22,6 +22,6 @@ class AveragedWeights:
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = network.state_dict()
-        torch._foreach_lerp_(
-            list(self.weights.values()), [current[k].float() for k in self.weights], 1.0 - decay
-        )
+        targets = [current[k].float() for k in self.weights]
+        averages = list(self.weights.values())
+        torch._foreach_lerp_(averages, targets, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]

@@ -34,7 +34,10 @@ def make_optimizers(
                 decayed.append(parameter)
             else:
                 plain.append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.99), fused=True)
     ]

@@ -1,7 +1,7 @@
 """The training loop, readable top to bottom.
 
-Packed flow matching: images of unlike sizes lie end to end in one batch, exactly as they are served.
-Resumes from the newest checkpoint of its output folder by itself.
+Packed flow matching: images of unlike sizes lie end to end in one batch, exactly as they are
+served. Resumes from the newest checkpoint of its output folder by itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from fit_kernels import use_backend
 from fit_models.config import named_config
 from fit_models.diffusion.loss import flow_inputs, logit_normal_sigma, sequence_mean_square
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
-from torch import Tensor
-
 from fit_training.config import TrainConfig
 from fit_training.data import LatentBatch, LatentDataset
 from fit_training.ema import AveragedWeights
@@ -112,7 +112,7 @@ class Trainer:
             self.epoch, self.position = self.epoch + 1, 0
 
     def losses(self, batch: LatentBatch, generator: torch.Generator, dropout: float) -> StepLosses:
-        """Flow-matching and alignment loss of one batch; the generator makes every random choice."""
+        """Flow-matching and alignment loss of a batch; every random choice is the generator's."""
         network = self.network
         layout = layout_of_grids(
             batch.grids, network.config.head_dim, network.config.rope, self.device
@@ -125,8 +125,12 @@ class Trainer:
             batch.tokens.to(self.device), noise_TK, sigma_S, layout.seq_of_token
         )
         captured: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            captured.append(output)
+
         block = network.blocks[self.config.alignment_block - 1]
-        hook = block.register_forward_hook(lambda _m, _i, out: captured.append(out))
+        hook = block.register_forward_hook(keep)
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             velocity_TK = network(x_TK, layout, t_S, label_S)
@@ -207,7 +211,9 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None) -> Path:
                 _log(folder, trainer, {**scalars, **rates}, on_progress)
                 started, tokens, images = time.monotonic(), 0, 0
             if trainer.step % config.checkpoint_every == 0:
-                path = save_checkpoint(folder, trainer.step, trainer.state(), config.keep_checkpoints)
+                path = save_checkpoint(
+                    folder, trainer.step, trainer.state(), config.keep_checkpoints
+                )
                 if trainer.validation is not None:
                     loss = trainer.validation_loss()
                     _log(folder, trainer, {"validation_loss": loss}, on_progress)

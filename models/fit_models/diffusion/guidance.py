@@ -35,7 +35,9 @@ class Guidance:
             raise ValueError(f"guidance_scale is {self.scale}; it must be finite and at least 0")
         low, high = self.interval
         if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"guidance_interval is {self.interval}; it must be 0 <= low <= high <= 1")
+            raise ValueError(
+                f"guidance_interval is {self.interval}; it must be 0 <= low <= high <= 1"
+            )
         if self.scale_power < 0.0:
             raise ValueError(f"scale_power is {self.scale_power}; it must be at least 0")
 

@@ -1,7 +1,8 @@
-"""Explicit Runge-Kutta solvers that own their loop: for offline sampling and parity with the papers.
+"""Explicit Runge-Kutta solvers that own their loop: offline sampling, for parity with the papers.
 
-dopri5 chooses its steps from one error norm over everything it integrates, so neighbours change each
-other's pictures and the number of evaluations is not known before the end: never in the engine.
+dopri5 chooses its steps from one error norm over everything it integrates, so neighbours change
+each other's pictures, and the number of evaluations is not known before the end: it is never in the
+engine.
 
 Sources: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", II.1, II.4, II.6;
 step control and interpolation as in torchdiffeq 0.2.5, which FiT's published numbers used.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -92,7 +94,7 @@ def integrate_fixed(field: Field, x: Tensor, times: Tensor, method: str) -> Tens
         raise ValueError(f"method {method!r} is unknown; known: {', '.join(FIXED_STEP)}, dopri5")
     tableau = FIXED_STEP[method]
     states = [x]
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in pairwise(times):
         stages = _stages(field, states[-1], start, end - start, tableau)
         states.append(states[-1] + (end - start) * _combine(tableau.weights, stages))
     return torch.stack(states)
@@ -127,7 +129,12 @@ def integrate_dopri5(field: Field, x: Tensor, times: Tensor, atol: float, rtol: 
 
 
 def _stages(
-    field: Field, x: Tensor, time: Tensor, step: Tensor, tableau: Tableau, first: Tensor | None = None
+    field: Field,
+    x: Tensor,
+    time: Tensor,
+    step: Tensor,
+    tableau: Tableau,
+    first: Tensor | None = None,
 ) -> list[Tensor]:
     stages = [field(time, x) if first is None else first]
     for offset, weights in zip(tableau.times[1:], tableau.stages[1:], strict=True):

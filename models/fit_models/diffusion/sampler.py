@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fit_models.diffusion.schedule import flow_sigmas
 
@@ -61,7 +62,7 @@ def euler(num_inference_steps: int) -> Trajectory:
     return Trajectory(
         tuple(
             Evaluation(s, (1.0, s - s_next, 0.0, 0.0, 0.0, 0.0, 0.0), i)
-            for i, (s, s_next) in enumerate(zip(sigmas, sigmas[1:], strict=False))
+            for i, (s, s_next) in enumerate(pairwise(sigmas))
         )
     )
 
@@ -70,7 +71,7 @@ def heun(num_inference_steps: int) -> Trajectory:
     """Heun's second-order rule: two evaluations a step; memory is x + h/2 v."""
     sigmas = flow_sigmas(num_inference_steps)
     rows = []
-    for i, (s, s_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
         h = s - s_next
         rows.append(Evaluation(s, (1.0, h, 0.0, 0.0, 1.0, h / 2, 0.0), i, ends_step=False))
         rows.append(Evaluation(s_next, (0.0, h / 2, 1.0, 0.0, 0.0, 0.0, 0.0), i))
@@ -81,7 +82,7 @@ def midpoint(num_inference_steps: int) -> Trajectory:
     """The midpoint rule: two evaluations a step; memory is x."""
     sigmas = flow_sigmas(num_inference_steps)
     rows = []
-    for i, (s, s_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
         h = s - s_next
         rows.append(Evaluation(s, (1.0, h / 2, 0.0, 0.0, 1.0, 0.0, 0.0), i, ends_step=False))
         rows.append(Evaluation(s - h / 2, (0.0, h, 1.0, 0.0, 0.0, 0.0, 0.0), i))
@@ -143,7 +144,7 @@ def sde_euler(
     end = 0.0 if last_step == "none" else last_step_size
     sigmas = flow_sigmas(noisy_steps, end) if noisy_steps else (1.0,)
     rows = []
-    for i, (s, s_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
         h, g = s - s_next, diffusion_coefficient(form, norm, s)
         from_x, from_v = _drift(s, g)
         noise = math.sqrt(2.0 * g * h)
@@ -159,7 +160,7 @@ def sde_heun(
     last_step: str = "mean",
     last_step_size: float = SDE_LAST_STEP,
 ) -> Trajectory:
-    """Stochastic Heun: the step's noise enters first, then two evaluations; memory is x + h/2 drift.
+    """Stochastic Heun: noise enters first, then two evaluations a step; memory is x + h/2 drift.
 
     Raises:
         ValueError: the schedule reaches sigma 0 where the drift has no value.
@@ -171,10 +172,10 @@ def sde_heun(
     sigmas = flow_sigmas(noisy_steps, end) if noisy_steps else (1.0,)
     noises = [
         math.sqrt(2.0 * diffusion_coefficient(form, norm, s) * (s - s_next))
-        for s, s_next in zip(sigmas, sigmas[1:], strict=False)
+        for s, s_next in pairwise(sigmas)
     ]
     rows = []
-    for i, (s, s_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (s, s_next) in enumerate(pairwise(sigmas)):
         h = s - s_next
         x1, v1 = _drift(s, diffusion_coefficient(form, norm, s))
         x2, v2 = _drift(s_next, diffusion_coefficient(form, norm, s_next))

@@ -19,6 +19,7 @@ from fit_models.layers import (
     PatchEmbedder,
     TimestepEmbedder,
     conditioning_activation,
+    linear_at,
     shifted_timestep,
 )
 from fit_models.packing import PackedLayout
@@ -61,13 +62,21 @@ class FiTv2(nn.Module):
         t_R = shifted_timestep(timestep_R, self.config.time_shifting)
         return conditioning_activation(self.t_embedder(t_R) + self.y_embedder(label_R))
 
+    def low_rank_modulations(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """The two linear maps of every block's adaLN: down to the rank, up to six vectors."""
+        pairs = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            layers = block.adaLN_modulation
+            pairs.append((linear_at(layers, 1), linear_at(layers, 2)))
+        return pairs
+
     def modulate(self, timestep_S: Tensor, label_S: Tensor, layout: PackedLayout) -> Modulation:
         """One modulation row per sequence, computed block by block."""
         condition_SD = self.condition(timestep_S, label_S)
         shared_S6D = self.global_adaLN_modulation[1](condition_SD)
         blocks = tuple(
-            shared_S6D + block.adaLN_modulation[2](block.adaLN_modulation[1](condition_SD))
-            for block in self.blocks
+            shared_S6D + up(down(condition_SD)) for down, up in self.low_rank_modulations()
         )
         final_S2D = self.final_layer.adaLN_modulation[1](condition_SD)
         return Modulation(blocks, final_S2D, layout.seq_of_token)
@@ -112,10 +121,13 @@ class FiTv2(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        zeroed = [block.adaLN_modulation[2] for block in self.blocks]
-        zeroed += [self.global_adaLN_modulation[1], self.final_layer.adaLN_modulation[1]]
+        nn.init.normal_(linear_at(self.t_embedder.mlp, 0).weight, std=0.02)
+        nn.init.normal_(linear_at(self.t_embedder.mlp, 2).weight, std=0.02)
+        zeroed = [up for _, up in self.low_rank_modulations()]
+        zeroed += [
+            linear_at(layers, 1)
+            for layers in (self.global_adaLN_modulation, self.final_layer.adaLN_modulation)
+        ]
         for layer in [*zeroed, self.final_layer.linear]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

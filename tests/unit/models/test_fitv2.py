@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from support.golden import load_family
 from support.official import grids_of, layout_for, network_of, pack, pad
 
@@ -37,7 +38,5 @@ def test_a_sequence_does_not_notice_its_neighbours() -> None:
     start = 0
     for i, grid in enumerate(grids):
         alone = network(tokens[i], layout_for(network, [grid]), t[i : i + 1], y[i : i + 1])
-        torch.testing.assert_close(
-            together[start : start + len(alone)], alone, atol=2e-5, rtol=0.0
-        )
+        torch.testing.assert_close(together[start : start + len(alone)], alone, atol=2e-5, rtol=0.0)
         start += len(alone)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from fit_kernels import linear_step
 from fit_models.diffusion.guidance import Guidance, guide
 from fit_models.diffusion.prediction import timestep_of_sigma
@@ -21,7 +23,6 @@ from fit_models.diffusion.sampler import (
 from fit_models.networks.fitv2 import FiTv2
 from support.golden import Case, load_family
 from support.official import grids_of, layout_for, network_of
-from torch import Tensor
 
 FAMILY = load_family("fitv2_samplers")
 OURS = {"euler": euler, "midpoint": midpoint, "heun2": heun}
@@ -78,16 +79,16 @@ class Offline:
             timestep = timestep_of_sigma(evaluation.sigma)
             velocity = self.kept(self.doubled(torch.cat((x, x)) if self.guided else x, timestep))
             rows = torch.tensor([evaluation.coefficients] * shape[0])
-            coefficient = evaluation.coefficients[3]
             drawn = None
             if noise is not None and evaluation.ends_step:
-                drawn = self.kept(next(draws, torch.zeros_like(self.case.inputs["z"]))).flatten(0, 1)
+                draw = next(draws, torch.zeros_like(self.case.inputs["z"]))
+                drawn = self.kept(draw).flatten(0, 1)
             flat = [v.flatten(0, 1) for v in (x, velocity, memory)]
             x, memory = (v.view(shape) for v in linear_step(*flat, drawn, rows, seq_of_token))
             if evaluation.ends_step:
                 # Stochastic Heun adds the next step's noise at the end of this one.
-                early = coefficient if trajectory.start_noise and drawn is not None else 0.0
-                states.append(x - early * drawn.view(shape) if early else x)
+                early = evaluation.coefficients[3] if trajectory.start_noise else 0.0
+                states.append(x if drawn is None else x - early * drawn.view(shape))
         return states
 
 
@@ -141,7 +142,9 @@ def test_offline_solvers_equal_the_original(name: str) -> None:
     if case.params["method"] in FIXED_STEP:
         states = integrate_fixed(field, z, times, case.params["method"])
     else:
-        states = integrate_dopri5(field, z, times, case.params.get("atol", 1e-6), case.params.get("rtol", 1e-3))
+        states = integrate_dopri5(
+            field, z, times, case.params.get("atol", 1e-6), case.params.get("rtol", 1e-3)
+        )
     got = {"final": states[-1].float()}
     if "states" in case.expected:
         got["states"] = torch.stack([offline.kept(s) for s in states[1:]]).float()

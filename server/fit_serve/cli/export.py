@@ -1,0 +1,51 @@
+"""`fit-serve export`: a checkpoint of `train` becomes a bundle that can be served."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or folder of the run.")],
+    destination: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    autoencoder: Annotated[
+        Path, typer.Option(help="Folder of the autoencoder, in diffusers' layout.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the model, as clients see it.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="File with one class name a line; else those of the run's config."),
+    ] = None,
+    num_inference_steps: Annotated[
+        int, typer.Option("--num-inference-steps", "--steps", help="Default steps of the sampler.")
+    ] = 25,
+    guidance_scale: Annotated[float, typer.Option(help="Default strength of guidance.")] = 1.5,
+    guidance_interval: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LOW HIGH", help="Default noise levels with guidance."),
+    ] = (0.0, 1.0),
+    sampler: Annotated[str, typer.Option(help="Default update rule.")] = "euler",
+    guided_channels: Annotated[
+        int | None, typer.Option(help="Latent channels guidance changes; else the network's own.")
+    ] = None,
+    replace: Annotated[bool, typer.Option(help="Delete a bundle that is already there.")] = False,
+) -> None:
+    """Write averaged weights, autoencoder and sampling defaults as one folder."""
+    from fit_models.bundle import SamplingDefaults, bundle_folder, load_bundle
+    from fit_serve.cli.prepare import read_class_names
+    from fit_training.export import export_bundle, remove_bundle
+
+    defaults = SamplingDefaults(num_inference_steps, guidance_scale, guidance_interval, sampler)
+    class_names = () if classes is None else read_class_names(classes)
+    if replace and (destination / "model_index.json").exists():
+        remove_bundle(bundle_folder(str(destination)))
+    run = export_bundle(
+        checkpoint, autoencoder, destination, name, class_names, defaults, guided_channels
+    )
+    bundle = load_bundle(str(destination))
+    num_bytes = sum(path.stat().st_size for path in destination.rglob("*.safetensors"))
+    typer.echo(
+        f"wrote {destination}: {bundle.name}, {len(bundle.class_names)} classes, "
+        f"{num_bytes / 2**20:.1f} MiB, after {run.images_seen} images"
+    )

@@ -1,0 +1,103 @@
+"""Pictures of every class, many at a time, through the engine.
+
+Knows sizes, sequences and how many the engine may hold; not what the pictures are for.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING
+
+from fit_serve.request import SequenceRequest, SequenceResult
+
+if TYPE_CHECKING:
+    import numpy
+
+    from fit_serve.app import Assembly
+    from fit_serve.limits import Defaults
+
+IN_FLIGHT = 128
+"""Sequences that the engine holds at a time: enough to fill its steps, fewer than it queues."""
+AREA_SIDES = (96, 160)
+"""Pictures have areas from 96 x 96 to 160 x 160 pixels, log-uniform."""
+
+
+def sizes_like_photographs(
+    shapes: Sequence[Sequence[tuple[int, int]]], num_images: int, seed: int, multiple: int
+) -> list[tuple[int, int, int]]:
+    """Draw (label, height, width) of `num_images` pictures a class, with its photos' aspects.
+
+    `shapes` are the photos' (height, width), class by class. Areas are drawn from `AREA_SIDES`;
+    sides are multiples of `multiple`, and at least two of them.
+    """
+    import numpy
+
+    generator = numpy.random.default_rng(seed)
+    low, high = (2 * math.log(side) for side in AREA_SIDES)
+    sizes = []
+    for label, of_class in enumerate(shapes):
+        for _ in range(num_images):
+            height, width = of_class[generator.integers(len(of_class))]
+            scale = math.sqrt(math.exp(generator.uniform(low, high)) / (height * width))
+            sides = (max(2, round(side * scale / multiple)) for side in (height, width))
+            sizes.append((label, *(side * multiple for side in sides)))
+    return sizes
+
+
+def requests_of(
+    sizes: Sequence[tuple[int, int, int]], seed: int, asked: "Defaults"
+) -> list[SequenceRequest]:
+    """One sequence per size; picture i has seed `seed` + i, so each can be made again alone."""
+    return [
+        SequenceRequest(
+            sequence_id=f"evaluate-{number}",
+            class_label=label,
+            height=height,
+            width=width,
+            seed=seed + number,
+            num_inference_steps=asked.num_inference_steps,
+            guidance_scale=asked.guidance_scale,
+            guidance_interval=asked.guidance_interval,
+            sampler=asked.sampler,
+        )
+        for number, (label, height, width) in enumerate(sizes)
+    ]
+
+
+def make_pictures(
+    assembly: "Assembly", requests: Sequence[SequenceRequest]
+) -> "list[numpy.ndarray]":
+    """Run all sequences through a started engine; pixels uint8 [height, width, 3], in order."""
+    from fit_serve.cli.progress import progress_bar
+
+    assembly.start()
+    try:
+        with progress_bar("generating", "pictures") as advance:
+            results = in_flight(assembly.engine.submit, requests, IN_FLIGHT, advance)
+    finally:
+        assembly.stop()
+    return [result.pixels for result in results]
+
+
+def in_flight(
+    submit: Callable[[Sequence[SequenceRequest]], Iterable[Future[SequenceResult]]],
+    requests: Sequence[SequenceRequest],
+    limit: int,
+    on_progress: Callable[[int, int], None],
+) -> list[SequenceResult]:
+    """Keep at most `limit` sequences submitted until all are done; results in order.
+
+    Raises what `submit` raises and what a sequence ends with.
+    """
+    results: dict[str, SequenceResult] = {}
+    waiting = list(reversed(requests))
+    pending: set[Future[SequenceResult]] = set()
+    while waiting or pending:
+        while waiting and len(pending) < limit:
+            pending.update(submit([waiting.pop()]))
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            result = future.result()
+            results[result.sequence_id] = result
+        on_progress(len(results), len(requests))
+    return [results[request.sequence_id] for request in requests]

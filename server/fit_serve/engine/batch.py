@@ -1,0 +1,107 @@
+"""Sequences to packed tensors: rebuilt only when membership or branches change.
+
+The state of a sequence lies in the packed *state* [Ts, K] once; the network sees packed *tokens*
+[T, K] in which a guided sequence appears twice, the conditional branch before the unconditional.
+Equal lengths lie side by side so that attention runs them together.
+
+Dimension key: T packed tokens, Ts state tokens, S branches, K token channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence as Items
+from dataclasses import dataclass
+
+import torch
+from fit_models.packing import PackedLayout, pack_layout
+from torch import Tensor
+
+from fit_serve.engine.rope_cache import RopeCache
+from fit_serve.engine.sequence import Sequence
+
+Signature = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One membership of the packed batch, described.
+
+    Attributes:
+        sequences: in packed order.
+        branches: of each.
+        layout: of the branches; the last may be padding up to a bucket.
+        state_slices: where each sequence's state lies.
+        sequence_of_state: int64 [Ts].
+        token_source: int64 [T], the state token each packed token is read from.
+        conditional, unconditional: int64 [Ts], the packed token each state token's predictions are
+            read from; equal where there is one branch.
+        num_padding: tokens of padding at the tail.
+    """
+
+    sequences: tuple[Sequence, ...]
+    branches: tuple[int, ...]
+    layout: PackedLayout
+    state_slices: tuple[slice, ...]
+    sequence_of_state: Tensor
+    token_source: Tensor
+    conditional: Tensor
+    unconditional: Tensor
+    num_padding: int
+
+    @property
+    def num_real_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return self.layout.num_tokens - self.num_padding
+
+
+def packed_order(sequences: Iterable[Sequence]) -> list[Sequence]:
+    """Sort by (length, branches); the sort is stable, so the order is a function of membership."""
+    return sorted(sequences, key=lambda s: (s.num_tokens, s.num_branches))
+
+
+def signature(sequences: Items[Sequence]) -> Signature:
+    """What a description depends on: who is there, with how many branches."""
+    return tuple((id(s), s.num_branches) for s in sequences)
+
+
+def pad_target(num_tokens: int, buckets: Items[int]) -> int:
+    """The smallest bucket that holds the tokens; the tokens themselves above the largest."""
+    return next((bucket for bucket in buckets if bucket >= num_tokens), num_tokens)
+
+
+def build_batch(sequences: Items[Sequence], rope: RopeCache, buckets: Items[int] = ()) -> Batch:
+    """Describe the given sequences, in the given order."""
+    device = rope.cos.device
+    first_row = rope.rows_of({s.grid for s in sequences})
+    lengths, rope_rows, source, conditional, unconditional, slices = [], [], [], [], [], []
+    token = state = 0
+    for s in sequences:
+        n = s.num_tokens
+        own = torch.arange(state, state + n)
+        for _ in range(s.num_branches):
+            lengths.append(n)
+            rope_rows.append(torch.arange(first_row[s.grid], first_row[s.grid] + n))
+            source.append(own)
+        conditional.append(torch.arange(token, token + n))
+        token += n * s.num_branches
+        unconditional.append(torch.arange(token - n, token))
+        slices.append(slice(state, state + n))
+        state += n
+    padding = pad_target(token, buckets) - token
+    if padding:
+        # The padding is a sequence of its own that sees only itself (row 0 and state 0 will do).
+        lengths.append(padding)
+        rope_rows.append(torch.zeros(padding, dtype=torch.int64))
+        source.append(torch.zeros(padding, dtype=torch.int64))
+    counts = torch.tensor([s.num_tokens for s in sequences])
+    return Batch(
+        sequences=tuple(sequences),
+        branches=tuple(s.num_branches for s in sequences),
+        layout=pack_layout(lengths, rope.cos, rope.sin, torch.cat(rope_rows)),
+        state_slices=tuple(slices),
+        sequence_of_state=torch.repeat_interleave(torch.arange(len(sequences)), counts).to(device),
+        token_source=torch.cat(source).to(device),
+        conditional=torch.cat(conditional).to(device),
+        unconditional=torch.cat(unconditional).to(device),
+        num_padding=padding,
+    )

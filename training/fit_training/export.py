@@ -1,0 +1,157 @@
+"""A finished run becomes a bundle: averaged weights, an autoencoder, what requests get by default.
+
+Knows checkpoints and bundle folders. Knows nothing of how good the model is (`evaluate.py`) and
+takes the sampling defaults as given.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fit_models.autoencoder import WEIGHTS_NAME
+from fit_models.bundle import MODEL_INDEX, SamplingDefaults, save_bundle
+from fit_models.checkpoint import INDEX
+from fit_models.config import ModelConfig, named_config
+
+_WANTED = ("config", "averaged", "latents", "progress")
+_BUNDLE_CONFIGS = ("config.json", "scheduler_config.json", INDEX)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a checkpoint says about the model in it.
+
+    Attributes:
+        model_config: of the network.
+        weights: the averaged ones, fp32, under the network's own names.
+        class_names: in label order; empty where the run took every prepared class.
+        latent_shift: training took it from raw latents,
+        latent_scale: and multiplied by this.
+        images_seen: so far.
+    """
+
+    model_config: ModelConfig
+    weights: dict[str, Tensor]
+    class_names: tuple[str, ...]
+    latent_shift: float
+    latent_scale: float
+    images_seen: int
+
+
+def read_run(checkpoint: Path) -> FinishedRun:
+    """Read a checkpoint file, or the newest one of a run's folder.
+
+    Raises:
+        ValueError: there is none, or it is not a checkpoint of `fit-serve train`.
+    """
+    path = _newest(checkpoint) if checkpoint.is_dir() else checkpoint
+    if not path.is_file():
+        raise ValueError(f"checkpoint: no such file: {path}")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"checkpoint: {path} cannot be read: {error}") from error
+    if missing := [key for key in _WANTED if key not in state]:
+        raise ValueError(f"checkpoint: {path} lacks {missing}; it is none of fit-serve train")
+    weights = state["averaged"]
+    num_classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
+    shift, scale = state["latents"]
+    return FinishedRun(
+        model_config=named_config(state["config"]["model"], num_classes),
+        weights=weights,
+        class_names=tuple(state["config"]["classes"]),
+        latent_shift=float(shift),
+        latent_scale=float(scale),
+        images_seen=int(state["progress"][3]),
+    )
+
+
+def export_bundle(
+    checkpoint: Path,
+    autoencoder: Path,
+    destination: Path,
+    name: str,
+    class_names: Sequence[str] = (),
+    defaults: SamplingDefaults | None = None,
+    guided_channels: int | None = None,
+) -> FinishedRun:
+    """Write a bundle that `fit_models.bundle.load_bundle` reads; other files there stay.
+
+    Args:
+        checkpoint: file, or folder of a run.
+        autoencoder: folder in diffusers' layout whose latents the run was trained on. Its copy gets
+            the run's shift and scale, so that decoding undoes what training did to raw latents.
+        destination: folder of the bundle.
+        name: of the model, as clients see it.
+        class_names: in label order; those of the run's config if empty.
+        defaults: what a request gets where it does not say; the class's own if None.
+        guided_channels: latent channels that guidance changes; the network's own if None.
+
+    Returns:
+        what was read from the checkpoint.
+
+    Raises:
+        ValueError: a file is missing or unreadable, the class names do not match the network, or
+            the destination already holds a bundle.
+    """
+    if (destination / MODEL_INDEX).exists():
+        raise ValueError(f"destination: {destination} already holds a bundle")
+    run = read_run(checkpoint)
+    names = tuple(class_names) or run.class_names
+    config = run.model_config
+    if len(names) != config.num_classes:
+        raise ValueError(f"class_names: {len(names)} names for {config.num_classes} labels")
+    if guided_channels is not None:
+        config = replace(config, guided_channels=guided_channels)
+    copy_autoencoder(autoencoder, destination / "vae", run.latent_shift, run.latent_scale)
+    save_bundle(destination, name, config, run.weights, names, defaults or SamplingDefaults())
+    return run
+
+
+def remove_bundle(folder: Path) -> None:
+    """Delete the files a bundle consists of, and nothing else, so that another can take its place.
+
+    Raises:
+        ValueError: the folder holds no bundle.
+    """
+    if not (folder / MODEL_INDEX).is_file():
+        raise ValueError(f"destination: {folder} holds no bundle")
+    (folder / MODEL_INDEX).unlink()  # first: half a bundle is none
+    for part in ("transformer", "vae", "scheduler"):
+        for path in (folder / part).glob("*"):
+            if path.suffix == ".safetensors" or path.name in _BUNDLE_CONFIGS:
+                path.unlink()
+
+
+def copy_autoencoder(source: Path, destination: Path, shift: float, scale: float) -> None:
+    """Copy config and weights; the copy's latents are (raw - shift) * scale.
+
+    Raises:
+        ValueError: the source lacks one of the two files.
+    """
+    for name in ("config.json", WEIGHTS_NAME):
+        if not (source / name).is_file():
+            raise ValueError(f"autoencoder: {source} holds no {name}")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # where it lay on the machine that saved it
+    config["shift_factor"], config["scaling_factor"] = shift, scale
+    destination.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / WEIGHTS_NAME, destination / WEIGHTS_NAME)
+    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
+    (destination / "config.json").write_text(text, encoding="utf-8")
+
+
+def _newest(folder: Path) -> Path:
+    found = sorted(folder.glob("checkpoint-*.pt"))
+    if not found:
+        raise ValueError(f"checkpoint: {folder} holds no checkpoint-*.pt")
+    return found[-1]
