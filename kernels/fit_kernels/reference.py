@@ -55,25 +55,25 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     return F.silu(gate_TF) * up_TF
 
 
-def rotate_interleaved(x_THE: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """Rotate each adjacent pair (2j, 2j+1) of the head dim by its angle, in fp32 or wider.
+def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each adjacent pair (2j, 2j+1) of the last dim by its angle, in fp32 or wider.
 
     Args:
-        x_THE: queries or keys.
-        cos_TP: [T, E/2] cosines, one per pair, any multiplier already in them.
-        sin_TP: [T, E/2] sines.
+        x: [..., E] queries or keys.
+        cos: [..., E/2] cosines, one per pair, any multiplier already in them.
+        sin: [..., E/2] sines.
 
     Returns:
-        [T, H, E] in the dtype of `x_THE` (RoFormer, arXiv:2104.09864, eq. 34).
+        as `x`, in the wider dtype (RoFormer, arXiv:2104.09864, eq. 34).
     """
-    even_THP, odd_THP = (
-        x_THE.to(torch.promote_types(x_THE.dtype, cos_TP.dtype)).unflatten(-1, (-1, 2)).unbind(-1)
-    )
-    cos_T1P, sin_T1P = cos_TP[:, None], sin_TP[:, None]
-    turned = torch.stack(
-        (even_THP * cos_T1P - odd_THP * sin_T1P, even_THP * sin_T1P + odd_THP * cos_T1P), dim=-1
-    )
-    return turned.flatten(-2).to(x_THE.dtype)
+    pairs = x.to(torch.promote_types(x.dtype, cos.dtype)).unflatten(-1, (-1, 2))
+    if not torch.compiler.is_compiling():
+        # A pair is a complex number and its rotation one product: half the time of the four
+        # products below, which are what a compiler can fuse.
+        turn = torch.complex(cos.to(pairs.dtype), sin.to(pairs.dtype))
+        return torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn).flatten(-2)
+    even, odd = pairs.unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def qk_norm_rope(
@@ -98,14 +98,12 @@ def qk_norm_rope(
     Returns:
         q, k, v, each [T, H, E].
     """
-    q_THE, k_THE, v_THE = qkv_T3HE.unbind(1)
+    qk_T2HE, v_THE = qkv_T3HE[:, :2], qkv_T3HE[:, 2]
     if qk_norm:
-        width = (q_THE.shape[-1],)
-        q_THE = F.layer_norm(q_THE, width, eps=eps)
-        k_THE = F.layer_norm(k_THE, width, eps=eps)
-    cos_TP, sin_TP = cos_PE2.index_select(0, rope_row_T), sin_PE2.index_select(0, rope_row_T)
-    q_THE = rotate_interleaved(q_THE, cos_TP, sin_TP).to(v_THE.dtype)
-    k_THE = rotate_interleaved(k_THE, cos_TP, sin_TP).to(v_THE.dtype)
+        qk_T2HE = F.layer_norm(qk_T2HE, (qk_T2HE.shape[-1],), eps=eps)
+    cos_T11P = cos_PE2.index_select(0, rope_row_T)[:, None, None]
+    sin_T11P = sin_PE2.index_select(0, rope_row_T)[:, None, None]
+    q_THE, k_THE = rotate_interleaved(qk_T2HE, cos_T11P, sin_T11P).to(v_THE.dtype).unbind(1)
     return q_THE, k_THE, v_THE
 
 

@@ -134,12 +134,12 @@ class ModelConfig:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown model config keys {unknown}; known: {sorted(known)}")
         rope = values.get("rope")
-        if isinstance(rope, dict):
-            values["rope"] = RopeConfig(**rope)
         try:
+            if isinstance(rope, dict):
+                values["rope"] = RopeConfig(**rope)
             return cls(**values)
         except TypeError as error:
-            raise ValueError(f"incomplete model config: {error}") from error
+            raise ValueError(f"model config does not fit: {error}") from error
 
 
 _HR_ROPE = RopeConfig(mode="ntk-aware", decouple=True, ori_max_pe_len=16)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+# Largest error of an fp32 product of 256 terms of size 1 that still counts as fp32.
+_FLOAT32_ERROR = 1e-4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -34,3 +36,24 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; known: auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def use_fast_float32_matmul() -> bool:
+    """Let fp32 matrix products on a CPU take the vendor-neutral path, where it stays exact.
+
+    On CPUs that the default library treats as strangers this doubles their speed. The same switch
+    may round to bf16 on CPUs with matrix units for it, so the error is measured and the switch
+    taken back if it is not fp32's.
+
+    Returns:
+        whether the fast path is in use, process-wide.
+    """
+    before = torch.get_float32_matmul_precision()
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 256, 256, generator=generator)
+    exact = a.double() @ b.double()
+    torch.set_float32_matmul_precision("medium")
+    if float(((a @ b).double() - exact).abs().max()) <= _FLOAT32_ERROR:
+        return True
+    torch.set_float32_matmul_precision(before)
+    return False

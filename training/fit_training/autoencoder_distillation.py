@@ -60,8 +60,8 @@ class DistillationConfig:
     feature_weights: Path | None
     decoder: PartShape = PartShape(width=48, blocks=(4, 4, 3, 0))
     encoder: PartShape = PartShape(width=32, blocks=(1, 2, 2, 2))
-    decoder_plan: TrainingPlan = field(default_factory=lambda: TrainingPlan(steps=9_000))
-    encoder_plan: TrainingPlan = field(default_factory=lambda: TrainingPlan(steps=3_000))
+    decoder_plan: TrainingPlan = field(default_factory=lambda: TrainingPlan(steps=10_000))
+    encoder_plan: TrainingPlan = field(default_factory=lambda: TrainingPlan(steps=2_200))
     batch_pixels: int = 1 << 16
     loss: LossWeights = field(default_factory=LossWeights)
     noisy_share: float = 0.3

@@ -27,8 +27,8 @@ class LossWeights:
     colour: float = 3.0
     edges: float = 1.0
     texture: float = 0.6
-    features: float = 0.15
-    feature_texture: float = 0.2
+    features: float = 0.25
+    feature_texture: float = 0.3
     photograph: float = 0.1
 
     @property

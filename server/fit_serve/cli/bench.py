@@ -1,16 +1,61 @@
-"""`fit-serve bench`: how fast, on this machine. Its options are those of `fit_serve.bench`."""
+"""`fit-serve bench`: how fast, on this machine."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def bench(
-    options: Annotated[
-        list[str] | None, typer.Argument(metavar="[OPTIONS]...", help="Those of fit_serve.bench.")
+    model: Annotated[str, typer.Option(help="Folder of a bundle, or embedded.")] = "embedded",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    traffic: Annotated[str, typer.Option(help="c-fit-small or c-fit.")] = "c-fit-small",
+    policies: Annotated[
+        str, typer.Option(help="Of packed, serial, equal-shape; separated by commas.")
+    ] = "serial,equal-shape,packed",
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests of every run.")] = 60,
+    load: Annotated[
+        float, typer.Option(min=0.0, help="Share of the serial capacity offered; 0 leaves it out.")
+    ] = 0.8,
+    speedup: Annotated[
+        float, typer.Option(min=0.0, help="How much more the other policies get as well.")
+    ] = 1.5,
+    guidance_scale: Annotated[float | None, typer.Option(help="The model's if left out.")] = None,
+    url: Annotated[str | None, typer.Option(help="Measure a running server instead.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second for --url; all at once if left out.")
+    ] = None,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="Torch threads.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of requests and arrivals.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the JSON line here.")
     ] = None,
 ) -> None:
     """Measure requests a second, latency and packing, on traffic of mixed sizes."""
-    from fit_serve.bench.command import run_bench
+    from rich.console import Console
 
-    run_bench(options or [])
+    from fit_serve.bench.command import BenchConfig, run_bench
+    from fit_serve.bench.report import as_table
+
+    config = BenchConfig(
+        model=model,
+        device=device,
+        dtype=dtype,
+        traffic=traffic,
+        policies=tuple(p.strip() for p in policies.split(",") if p.strip()),
+        num_requests=num_requests,
+        load=load,
+        speedup=speedup,
+        guidance_scale=guidance_scale,
+        url=url,
+        rate=rate,
+        num_threads=num_threads,
+        max_num_seqs=max_num_seqs,
+        seed=seed,
+        json_file=json_file,
+    )
+    rows, line = run_bench(config, say=lambda doing: typer.echo(doing, err=True))
+    Console(width=140).print(as_table(rows))
+    typer.echo(line)

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from fit_serve.cli.bench import bench
 from fit_serve.cli.doctor import doctor
 from fit_serve.cli.evaluate import evaluate
+from fit_serve.cli.export import export
 from fit_serve.cli.generate import generate
 from fit_serve.cli.prepare import prepare
 from fit_serve.cli.serve import serve
@@ -52,8 +53,9 @@ app.command()(generate)
 app.command()(prepare)
 app.command()(train)
 app.command()(train_autoencoder)
+app.command()(export)
 app.command()(evaluate)
-app.command(context_settings={"ignore_unknown_options": True})(bench)
+app.command()(bench)
 app.command()(doctor)
 
 

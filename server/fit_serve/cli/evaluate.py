@@ -4,7 +4,6 @@ Knows options and where the report goes; pictures are the business of `cli.pictu
 of `fit_training.evaluate`.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ import typer
 if TYPE_CHECKING:
     import numpy
 
-    from fit_serve.limits import Defaults
     from fit_training.evaluate import QualityReport
     from fit_training.feature_network import FeatureNetwork
 
@@ -63,10 +61,14 @@ def evaluate(
     sizes = sizes_like_photographs(
         photograph_shapes(photographs, limits.class_names), num_images, seed, limits.size_multiple
     )
-    asked = replaced(
-        limits.defaults, num_inference_steps, guidance_scale, guidance_interval, sampler
-    )
-    pictures = make_pictures(assembly, requests_of(sizes, seed, asked))
+    sampling = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval,
+        "sampler": sampler,
+    }
+    requests = requests_of(sizes, seed, limits, sampling)
+    pictures = make_pictures(assembly, requests)
     labels = [label for label, _, _ in sizes]
     quality = measured(
         pictures, labels, limits.class_names, (photographs, validation), network, feature_cache
@@ -76,7 +78,7 @@ def evaluate(
     figures = {
         "model": limits.name,
         "seed": seed,
-        "sampling": dataclasses.asdict(asked),
+        **{name: getattr(requests[0], name) for name in sampling},
         **quality.to_dict(),
     }
     if report is not None:
@@ -84,25 +86,6 @@ def evaluate(
     for line in summary(quality):
         typer.echo(line, err=True)
     typer.echo(json.dumps(figures))
-
-
-def replaced(
-    defaults: "Defaults",
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-    guidance_interval: tuple[float, float] | None,
-    sampler: str | None,
-) -> "Defaults":
-    """Put what was given in the place of the model's defaults."""
-    given = {
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "guidance_interval": guidance_interval,
-        "sampler": sampler,
-    }
-    return dataclasses.replace(
-        defaults, **{name: value for name, value in given.items() if value is not None}
-    )
 
 
 def measured(

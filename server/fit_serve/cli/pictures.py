@@ -4,9 +4,9 @@ Knows sizes, sequences and how many the engine may hold; not what the pictures a
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fit_serve.request import SequenceRequest, SequenceResult
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy
 
     from fit_serve.app import Assembly
-    from fit_serve.limits import Defaults
+    from fit_serve.limits import ModelLimits
 
 IN_FLIGHT = 128
 """Sequences that the engine holds at a time: enough to fill its steps, fewer than it queues."""
@@ -37,7 +37,7 @@ def sizes_like_photographs(
     sizes = []
     for label, of_class in enumerate(shapes):
         for _ in range(num_images):
-            height, width = of_class[generator.integers(len(of_class))]
+            height, width = of_class[int(generator.integers(len(of_class)))]
             scale = math.sqrt(math.exp(generator.uniform(low, high)) / (height * width))
             sides = (max(2, round(side * scale / multiple)) for side in (height, width))
             sizes.append((label, *(side * multiple for side in sides)))
@@ -45,23 +45,22 @@ def sizes_like_photographs(
 
 
 def requests_of(
-    sizes: Sequence[tuple[int, int, int]], seed: int, asked: "Defaults"
+    sizes: Sequence[tuple[int, int, int]],
+    seed: int,
+    limits: "ModelLimits",
+    sampling: Mapping[str, Any],
 ) -> list[SequenceRequest]:
-    """One sequence per size; picture i has seed `seed` + i, so each can be made again alone."""
-    return [
-        SequenceRequest(
-            sequence_id=f"evaluate-{number}",
-            class_label=label,
-            height=height,
-            width=width,
-            seed=seed + number,
-            num_inference_steps=asked.num_inference_steps,
-            guidance_scale=asked.guidance_scale,
-            guidance_interval=asked.guidance_interval,
-            sampler=asked.sampler,
-        )
-        for number, (label, height, width) in enumerate(sizes)
-    ]
+    """One sequence per (label, height, width); picture i has seed `seed` + i.
+
+    `sampling` holds the keywords of `ModelLimits.complete` that say how; None is the model's own.
+    Raises `InvalidRequest` if the model cannot do it.
+    """
+    sequences = []
+    for number, (label, height, width) in enumerate(sizes):
+        request = limits.complete(label, height, width, seed=seed + number, **sampling)
+        limits.check(request)
+        sequences += request.sequences()
+    return sequences
 
 
 def make_pictures(

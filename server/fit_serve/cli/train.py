@@ -1,4 +1,4 @@
-"""`fit-serve train`: read the config, train, show one line per report."""
+"""`fit-serve train`: read the config, train, show a bar and one line per report."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,13 +14,20 @@ def train(
     ] = None,
 ) -> None:
     """Train a network on what `prepare` wrote; goes on where a stopped run was."""
+    from fit_serve.cli.progress import progress_bar
     from fit_training.config import load_train_config
 
     run = load_train_config(config, overrides or [])
     from fit_training.trainer import train as run_training
 
     typer.echo(f"training {run.model} for {run.num_steps} steps on {run.data}")
-    checkpoint = run_training(run, on_progress=lambda row: typer.echo(progress_line(row)))
+    with progress_bar("training", "steps") as advance:
+
+        def on_progress(row: dict[str, Any]) -> None:
+            typer.echo(progress_line(row))
+            advance(row["step"], run.num_steps)
+
+        checkpoint = run_training(run, on_progress)
     typer.echo(f"wrote {checkpoint}")
 
 

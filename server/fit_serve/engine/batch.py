@@ -9,13 +9,14 @@ Dimension key: T packed tokens, Ts state tokens, S branches, K token channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence as Items
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
-from fit_models.packing import PackedLayout, pack_layout
 from torch import Tensor
 
+from fit_models.packing import PackedLayout, pack_layout
 from fit_serve.engine.rope_cache import RopeCache
 from fit_serve.engine.sequence import Sequence
 

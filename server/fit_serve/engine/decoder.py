@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from fit_models.autoencoder import Autoencoder
-from fit_models.patches import unpatchify
 from torch import Tensor
 
+from fit_models.autoencoder import Autoencoder
+from fit_models.patches import unpatchify
 from fit_serve.engine.sequence import Sequence
 
 # Pixels decoded in one call: enough to fill the device, not so many that the first must wait long.

@@ -121,7 +121,9 @@ class Engine:
         self.busy_since_s = started
         try:
             report = self._runner.run(sequences)
-        except Exception:  # whatever a step dies of, its sequences get an answer and the loop goes on
+        except (
+            Exception
+        ):  # whatever a step dies of, its sequences get an answer and the loop goes on
             _log.exception("a step with %d sequences failed", len(sequences))
             self._fail(sequences, EngineFailed("the step failed; the log has the cause"))
             return

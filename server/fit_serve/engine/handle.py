@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence as Items
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy
 import torch
-from fit_models.bundle import Bundle
 from torch import Tensor
 
+from fit_models.bundle import Bundle
+from fit_models.device import use_fast_float32_matmul
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.decoder import Decoder
 from fit_serve.engine.engine import Engine
@@ -214,6 +216,8 @@ class EngineHandle:
     def _run(self) -> None:
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
+        if self._runner.device.type == "cpu":
+            use_fast_float32_matmul()
         self._engine.loop()
 
     def on_step(self, report: StepReport, seconds: float) -> None:

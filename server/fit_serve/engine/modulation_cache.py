@@ -9,8 +9,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from fit_models.modulation import StackedModulation
 from torch import Tensor
+
+from fit_models.modulation import StackedModulation
 
 Key = tuple[float, int]
 

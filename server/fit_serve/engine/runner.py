@@ -12,14 +12,14 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from fit_kernels import linear_step
 from fit_models.bundle import Bundle
 from fit_models.diffusion.guidance import guide
 from fit_models.diffusion.prediction import timestep_of_sigma
 from fit_models.modulation import StackedModulation
 from fit_models.rope import rope_table
-from torch import Tensor
-
 from fit_serve.engine.batch import Batch, build_batch, packed_order, signature
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.modulation_cache import Key, ModulationCache
@@ -54,7 +54,9 @@ class Runner:
         weight = network.x_embedder.proj.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.network = network
-        self.buckets = default_buckets(self.device) if config.token_buckets is None else config.token_buckets
+        self.buckets = (
+            default_buckets(self.device) if config.token_buckets is None else config.token_buckets
+        )
         self.rope = RopeCache(
             lambda rows, columns: rope_table(rows, columns, model.head_dim, model.rope),
             config.rope_cache_tokens,
@@ -176,7 +178,7 @@ class Runner:
         return list(index), torch.tensor(row_of_branch)
 
     def _noise(self, batch: Batch) -> Tensor | None:
-        """Fresh noise for the sequences whose rule wants it, zeros for the others; None for none."""
+        """Fresh noise for sequences whose rule wants it, zeros for others; None for nobody."""
         if not any(s.evaluations[s.position].needs_noise for s in batch.sequences):
             return None
         draws = []

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import Evaluation, make_trajectory
-
 from fit_serve.request import SequenceRequest
 
 

@@ -1,0 +1,1 @@
+"""Measures the engine, in process or behind HTTP, on traffic of mixed sizes."""
