@@ -24,6 +24,7 @@ from fit_models.autoencoder import Autoencoder
 from fit_models.checkpoint import load_weights, save_weights
 from fit_models.config import ModelConfig
 from fit_models.device import resolve_device, resolve_dtype
+from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import SAMPLERS
 from fit_models.networks.fitv2 import FiTv2
 
@@ -51,6 +52,11 @@ class SamplingDefaults:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler {self.sampler!r} is unknown; known: {', '.join(SAMPLERS)}")
+        if self.num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps is {self.num_inference_steps}; it must be at least 1"
+            )
+        Guidance(self.guidance_scale, self.guidance_interval)  # refuses what it cannot mean
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ def weight_files(source: Path) -> list[Path]:
         raise ValueError(f"weights: {source / INDEX} has no usable weight_map") from error
     files = [source / str(name) for name in sorted(names)]
     for path in files:
-        if path.resolve().parent != source.resolve():
-            raise ValueError(f"weights: {INDEX} names {path.name!r} outside its folder")
+        if path.parent != source:  # a link inside the folder is fine: model caches are made of them
+            raise ValueError(f"weights: {INDEX} names {str(path)!r}, outside its folder")
         if not path.is_file():
             raise ValueError(f"weights: {INDEX} names {path.name}, which is not in {source}")
     return files
@@ -97,6 +97,8 @@ def save_weights(
         shards[-1][key] = tensor
         size += tensor.nbytes
         total += tensor.nbytes
+    for stale in (WEIGHTS, INDEX):  # of the other layout, which a reader might find first
+        (folder / stale).unlink(missing_ok=True)
     if len(shards) == 1:
         save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
         return [folder / WEIGHTS]

@@ -82,7 +82,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_num_seqs=settings.max_num_seqs,
         max_queued_requests=settings.max_queued_requests,
         token_buckets=settings.token_buckets,
-        num_threads=settings.num_threads,
+        num_threads=settings.num_threads or None,
         decode_workers=settings.decode_workers,
     )
 

@@ -3,8 +3,9 @@
 Knows the file format, writes it atomically and checks it. Knows nothing of photographs or networks.
 
 A shard `shard-VV-NNNNN.safetensors` (variant VV, part NNNNN) holds n images end to end:
-`tokens` [sum N, C] float16, `features` [sum N, D] float16, `grid` [n, 2] int32 (rows, columns in
-tokens, N = rows * columns), `label`, `photo` [n] int32 and `flip` [n] int8.
+`tokens` [sum N, C] float16 (in the order of `fit_models.patches`), `features` [sum N, D] float16,
+`grid` [n, 2] int32 (rows, columns in tokens, N = rows * columns), `label`, `photo` [n] int32 and
+`flip` [n] int8.
 
 Dimension key: N tokens of one image, n images of a shard, C channels of a token, D of a feature.
 """
@@ -35,17 +36,6 @@ class LatentImage:
     label: int
     photo: int
     flip: bool
-
-
-def tokens_from_latent(latent: Tensor, patch_size: int) -> Tensor:
-    """Cut a latent [C, height, width] into tokens [N, C * p * p], row by row.
-
-    A token's channels are ordered (channel, row in patch, column in patch).
-    """
-    channels, height, width = latent.shape
-    p = patch_size
-    patches = latent.reshape(channels, height // p, p, width // p, p)
-    return patches.permute(1, 3, 0, 2, 4).reshape(-1, channels * p * p)
 
 
 def shard_name(variant: int, part: int) -> str:

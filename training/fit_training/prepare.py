@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fit_models.autoencoder import Autoencoder
+from fit_models.patches import patchify
 from fit_training.alignment import (
     TOKEN_PIXELS,
     AlignmentBasis,
@@ -27,12 +28,7 @@ from fit_training.alignment import (
 )
 from fit_training.feature_network import load_feature_network
 from fit_training.image_variants import VariantConfig, choose_variant, render
-from fit_training.latent_shards import (
-    LatentFolder,
-    LatentImage,
-    shard_name,
-    tokens_from_latent,
-)
+from fit_training.latent_shards import LatentFolder, LatentImage, shard_name
 from fit_training.photographs import PhotographArchive
 
 PATCH_SIZE = 2
@@ -180,19 +176,19 @@ class LatentPreparation:
     def encode(self, batch: Sequence[RenderedImage]) -> list[LatentImage]:
         """Turn rendered images of equal size into tokens and alignment features."""
         pixels = torch.stack([image.pixels for image in batch])
-        latents = self.autoencoder.encode(pixels).cpu()
+        tokens_BNC = patchify(self.autoencoder.encode(pixels).cpu(), PATCH_SIZE)
         features = self.basis.project(self._activations(pixels))
         _, rows, columns, _ = features.shape
         return [
             LatentImage(
-                tokens=tokens_from_latent(latent, PATCH_SIZE),
+                tokens=tokens,
                 features=feature.reshape(rows * columns, -1),
                 grid=(rows, columns),
                 label=image.label,
                 photo=image.photo,
                 flip=image.flip,
             )
-            for image, latent, feature in zip(batch, latents, features, strict=True)
+            for image, tokens, feature in zip(batch, tokens_BNC, features, strict=True)
         ]
 
     def _rendered(self, photo: int, variant: int) -> RenderedImage:

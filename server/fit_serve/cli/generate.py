@@ -2,14 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fit_serve.errors import InvalidRequest
 from fit_serve.request import GenerationResult, Progress
 
+if TYPE_CHECKING:
+    from fit_serve.app import Assembly
+
+OFFLINE_SAMPLERS = ("dopri5", "heun3", "rk4")  # fit_models.offline's, without importing torch
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -52,6 +57,8 @@ def generate(
     flags = {"model": model, "device": device, "dtype": dtype}
     settings = load_settings({name: text for name, text in flags.items() if text is not None})
     assembly = assemble(settings, say=lambda doing: typer.echo(doing, err=True))
+    if sampler in OFFLINE_SAMPLERS:
+        assembly = offline(assembly, sampler)
     service = assembly.service
     asked = service.limits.complete(
         class_named,
@@ -66,14 +73,30 @@ def generate(
         output_format=output_format,
     )
     service.limits.check(asked)
-    assembly.start()
+    assembly.engine.start()
     try:
         with progress_bar(service.limits.class_names[asked.class_label], "evaluations") as advance:
             result = asyncio.run(service.generate(asked, summed(advance, num_images)))
     finally:
-        assembly.stop()
+        assembly.engine.stop()
+        service.close()
     for file, seed_made in write_images(result, output):
         typer.echo(f"{file}  seed {seed_made}")
+
+
+def offline(assembly: "Assembly", sampler: str) -> "Assembly":
+    """Put an engine for one solver that owns its loop in the place of the shared one."""
+    from prometheus_client import CollectorRegistry
+
+    from fit_serve.cli.offline_engine import OfflineEngine
+    from fit_serve.service import GenerationService
+    from fit_serve.telemetry import Telemetry
+
+    limits = replace(assembly.service.limits, samplers=(sampler,))
+    engine = OfflineEngine(assembly.bundle)
+    telemetry = Telemetry(CollectorRegistry(), assembly.bundle.name)
+    service = GenerationService(engine, limits, telemetry)
+    return replace(assembly, engine=engine, service=service)
 
 
 def format_of(output: Path) -> str:

@@ -20,8 +20,6 @@ from fit_models.packing import PackedLayout, pack_layout
 from fit_serve.engine.rope_cache import RopeCache
 from fit_serve.engine.sequence import Sequence
 
-Signature = tuple[tuple[int, int], ...]
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -54,15 +52,16 @@ class Batch:
         """Tokens that are not padding."""
         return self.layout.num_tokens - self.num_padding
 
+    def describes(self, sequences: Items[Sequence]) -> bool:
+        """Whether these sequences, in this order, with their next branches, are this batch."""
+        return self.sequences == tuple(sequences) and self.branches == tuple(
+            s.num_branches for s in sequences
+        )
+
 
 def packed_order(sequences: Iterable[Sequence]) -> list[Sequence]:
     """Sort by (length, branches); the sort is stable, so the order is a function of membership."""
     return sorted(sequences, key=lambda s: (s.num_tokens, s.num_branches))
-
-
-def signature(sequences: Items[Sequence]) -> Signature:
-    """What a description depends on: who is there, with how many branches."""
-    return tuple((id(s), s.num_branches) for s in sequences)
 
 
 def pad_target(num_tokens: int, buckets: Items[int]) -> int:

@@ -52,6 +52,10 @@ class EngineConfig:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least 1"
             )
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads is {self.num_threads}; it must be at least 1")
+        if not self.wedge_timeout_s > 0:
+            raise ValueError(f"wedge_timeout_s is {self.wedge_timeout_s}; it must be above 0")
         if self.batching not in BATCHING:
             raise ValueError(f"batching {self.batching!r} is unknown; known: {', '.join(BATCHING)}")
         buckets = self.token_buckets or ()

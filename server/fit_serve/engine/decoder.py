@@ -7,6 +7,7 @@ Dimension key: N tokens of a sequence, K token channels, H and W in pixels.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,8 @@ from torch import Tensor
 from fit_models.autoencoder import Autoencoder
 from fit_models.patches import unpatchify
 from fit_serve.engine.sequence import Sequence
+
+_log = logging.getLogger(__name__)
 
 # Pixels decoded in one call: enough to fill the device, not so many that the first must wait long.
 _MAX_PIXELS = 4 * 512 * 512
@@ -37,7 +40,7 @@ class Decoder:
     """Threads that decode what is put in; every job ends in exactly one call of `on_decoded`.
 
     `on_decoded(sequence, pixels or error, seconds)` is called from a decoder thread; pixels are
-    uint8 [H, W, 3].
+    uint8 [H, W, 3]. An error it raises is logged and stops nothing.
     """
 
     def __init__(
@@ -66,13 +69,17 @@ class Decoder:
             self._jobs.append(_Job(sequence, tokens))
             self._changed.notify()
 
-    def close(self) -> None:
-        """Decode what is queued, then end the threads."""
+    def is_alive(self) -> bool:
+        """Whether every thread still runs."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def close(self, timeout_s: float) -> None:
+        """Decode what is queued, then end the threads; wait at most this long for each."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout_s)
 
     def _work(self) -> None:
         while jobs := self._next_jobs():
@@ -80,7 +87,10 @@ class Decoder:
             results = self._results(jobs)
             seconds = time.perf_counter() - started
             for job, result in zip(jobs, results, strict=True):
-                self._on_decoded(job.sequence, result, seconds)
+                try:
+                    self._on_decoded(job.sequence, result, seconds)
+                except Exception:
+                    _log.exception("the answer of %s was lost", job.sequence.sequence_id)
 
     def _results(self, jobs: list[_Job]) -> list[numpy.ndarray | Exception]:
         """Pixels or the error of each job; when a group fails, its members are tried alone."""

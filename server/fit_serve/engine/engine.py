@@ -50,6 +50,9 @@ class EngineListener(Protocol):
 class Engine:
     """Owns the sequences between admission and the end of denoising.
 
+    A step that fails ends its sequences and nobody else's. An error anywhere else is a bug of ours:
+    the loop ends, everything it holds is told, and only a restart helps.
+
     Attributes:
         busy_since_s: when the current step began, on `clock`; None between steps.
     """
@@ -74,43 +77,38 @@ class Engine:
         """Hand sequences in, from any thread.
 
         Raises:
-            EngineFailed: the loop has been told to stop.
+            EngineFailed: the loop has been told to stop, or has died.
         """
         with self._changed:
             if self._is_stopping:
-                raise EngineFailed("the engine is stopping")
+                raise EngineFailed("the engine has stopped")
             self._inbox.extend(sequences)
             self._changed.notify()
 
-    def wake(self) -> None:
-        """Make an idle loop look again (something was cancelled)."""
-        with self._changed:
-            self._changed.notify()
-
     def stop(self) -> None:
-        """End the loop after the current step; what it still holds ends as failed."""
+        """End the loop after the current step; what it still holds ends as cancelled."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
 
     def loop(self) -> None:
         """Run steps until stopped; sleeps while there is nothing to do."""
-        while True:
-            with self._changed:
-                while not (self._inbox or self._has_work() or self._is_stopping):
-                    self._changed.wait()
-                if self._is_stopping:
-                    break
-            self.step()
-        leftover = [*self.scheduler.drop_all(), *self._take_inbox()]
-        self._runner.forget(leftover)
-        for sequence in leftover:
-            self._listener.on_failed(sequence, EngineFailed("the engine was stopped"))
+        end: ServeError = EngineFailed("the step loop died; the log has the cause")
+        try:
+            while self._wait_for_work():
+                self.step()
+            end = Cancelled("the engine was stopped")
+        except Exception:
+            _log.critical("the step loop died", exc_info=True)
+        finally:
+            self.stop()
+            for sequence in (*self.scheduler.drop_all(), *self._take_inbox()):
+                self._listener.on_failed(sequence, end)
 
     def step(self) -> None:
         """Take in, drop what was cancelled, run everybody once, retire who is done."""
         self.scheduler.add(self._take_inbox())
-        self._drop_cancelled()
+        self._drop(self.scheduler.remove_cancelled(), Cancelled("the request was cancelled"))
         sequences = self.scheduler.schedule()
         if not sequences:
             return
@@ -120,40 +118,46 @@ class Engine:
                 sequence.started_s = started
         self.busy_since_s = started
         try:
-            report = self._runner.run(sequences)
-        except (
-            Exception
-        ):  # whatever a step dies of, its sequences get an answer and the loop goes on
-            _log.exception("a step with %d sequences failed", len(sequences))
-            self._fail(sequences, EngineFailed("the step failed; the log has the cause"))
-            return
+            if (report := self._run(sequences)) is not None:
+                self._listener.on_step(report, self._clock() - started)
+                self._advance(sequences)
         finally:
             self.busy_since_s = None
-        self._listener.on_step(report, self._clock() - started)
-        self._advance(sequences)
+
+    def _run(self, sequences: list[Sequence]) -> StepReport | None:
+        """One evaluation of everybody; None if it failed, and then they have been told."""
+        try:
+            return self._runner.run(sequences)
+        except Exception:  # whatever a step dies of, the loop goes on
+            _log.exception("a step with %d sequences failed", len(sequences))
+            self.scheduler.retire(sequences)
+            self._drop(sequences, EngineFailed("the step failed; the log has the cause"))
+            return None
 
     def _advance(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
             sequence.position += 1
             self._listener.on_progress(sequence)
-        finished = [s for s in sequences if s.is_finished]
-        self.scheduler.retire(finished)
-        for sequence in finished:
-            sequence.finished_s = self._clock()
-            self._listener.on_denoised(sequence, self._runner.take(sequence))
+        for sequence in sequences:
+            if sequence.is_finished:
+                tokens = self._runner.take(sequence)
+                self.scheduler.retire([sequence])
+                sequence.finished_s = self._clock()
+                self._listener.on_denoised(sequence, tokens)
 
-    def _drop_cancelled(self) -> None:
-        gone = self.scheduler.remove_cancelled()
-        if gone:
-            self._runner.forget(gone)
-            for sequence in gone:
-                self._listener.on_failed(sequence, Cancelled("the request was cancelled"))
-
-    def _fail(self, sequences: list[Sequence], error: ServeError) -> None:
-        self.scheduler.retire(sequences)
-        self._runner.forget(sequences)
+    def _drop(self, sequences: list[Sequence], error: ServeError) -> None:
+        """Tell first: forgetting might fail, an answer must not."""
         for sequence in sequences:
             self._listener.on_failed(sequence, error)
+        if sequences:
+            self._runner.forget(sequences)
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when there will be nothing more."""
+        with self._changed:
+            while not (self._inbox or self._has_work() or self._is_stopping):
+                self._changed.wait()
+            return not self._is_stopping
 
     def _take_inbox(self) -> list[Sequence]:
         with self._changed:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy
@@ -23,18 +23,19 @@ from fit_models.device import use_fast_float32_matmul
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.decoder import Decoder
 from fit_serve.engine.engine import Engine
+from fit_serve.engine.ledger import Ledger, OnProgress
 from fit_serve.engine.runner import Runner, StepReport
 from fit_serve.engine.scheduler import Scheduler
 from fit_serve.engine.sequence import Sequence, plan_sequence
 from fit_serve.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, ServeError
-from fit_serve.request import Progress, SequenceRequest, SequenceResult, SequenceTimings
+from fit_serve.request import SequenceRequest, SequenceResult, SequenceTimings
 from fit_serve.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
-OnProgress = Callable[[Progress], None]
 _CPU_TOKENS, _GPU_TOKENS = 4096, 16_384
 _SPEED_MEMORY = 0.9
+_RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,6 @@ class EngineState:
     running: int
     waiting: int
     remaining_tokens: int
-
-
-@dataclass
-class _Accepted:
-    """An accepted sequence and who waits for it."""
-
-    sequence: Sequence
-    future: Future[SequenceResult]
-    on_progress: OnProgress | None
 
 
 class EngineHandle:
@@ -79,8 +71,8 @@ class EngineHandle:
         self._engine = Engine(scheduler, self._runner, self, clock)
         self._decoder: Decoder | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._lock = threading.Lock()
-        self._accepted: dict[str, _Accepted] = {}
+        self._ledger = Ledger()
+        self._admission = threading.Lock()  # guards the phase, and "is there room" until it is used
         self._phase = "starting"
         self._tokens_per_s = 0.0
         self._counted = (0, 0, 0, 0)
@@ -88,58 +80,68 @@ class EngineHandle:
     # --- life ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the threads and make one small picture, so that the first client does not wait."""
-        model = self.bundle.model_config
+        """Start the threads and make one small picture, so that the first client does not wait.
+
+        Raises:
+            ServeError: there was no picture; the engine is stopped again.
+        """
         self._decoder = Decoder(
             self.bundle.autoencoder,
-            model.patch_size,
+            self.bundle.model_config.patch_size,
             self.config.decode_workers,
             self._on_decoded,
         )
         self._thread.start()
-        self._phase = "ready"
         side = 4 * self.bundle.pixels_per_token
         warm_up = SequenceRequest("warm-up", 0, side, side, 0, 2, 2.0, (0.0, 1.0), "euler")
-        self.submit([warm_up])[0].result()
+        try:
+            with self._admission:
+                (future,) = self._accept([self._plan(warm_up)], None)
+            future.result()
+        except BaseException:
+            self.stop()
+            raise
+        with self._admission:
+            if self._phase == "starting":
+                self._phase = "ready"
 
     def ready(self) -> bool:
         """Whether sequences are accepted."""
         return self._phase == "ready" and self.alive()
 
     def alive(self) -> bool:
-        """False only when a restart would help: the loop is dead, or stuck in one step."""
+        """False only when a restart would help: a thread is dead, or the loop stuck in one step."""
         if self._phase in ("starting", "stopped"):
             return True
-        since = self._engine.busy_since_s
-        stuck = since is not None and self._clock() - since > self.config.wedge_timeout_s
-        return self._thread.is_alive() and not stuck
+        has_decoder = self._decoder is not None and self._decoder.is_alive()
+        return self._thread.is_alive() and has_decoder and not self._is_stuck()
 
     def drain(self, timeout_s: float) -> None:
         """Accept nothing more; wait until everything accepted has ended, at most `timeout_s`."""
-        if self._phase == "ready":
-            self._phase = "draining"
-        deadline = self._clock() + timeout_s
-        for future in [a.future for a in self._snapshot()]:
-            left = deadline - self._clock()
-            if left <= 0:
-                break
-            try:
-                future.exception(timeout=left)
-            except TimeoutError:
-                break
+        with self._admission:
+            if self._phase == "ready":
+                self._phase = "draining"
+        wait(self._ledger.futures(), timeout=timeout_s)
 
     def stop(self) -> None:
-        """End the threads; what is still running ends as failed, what is denoised is decoded."""
-        self._phase = "stopped"
+        """End the threads. What is denoised is decoded; what is not ends as cancelled.
+
+        A step or a decoding that is stuck is not waited for longer than `wedge_timeout_s`; its
+        sequences end as failed.
+        """
+        with self._admission:
+            self._phase = "stopped"
         self._engine.stop()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(0.0 if self._is_stuck() else self.config.wedge_timeout_s)
         if self._decoder is not None:
-            self._decoder.close()
+            self._decoder.close(self.config.wedge_timeout_s)
+        for sequence in self._ledger.sequences():
+            self._ledger.fail(sequence, EngineFailed("the engine was stuck when it was stopped"))
 
     def state(self) -> EngineState:
         """Read from any thread; a moment old at most."""
-        sequences = [a.sequence for a in self._snapshot()]
+        sequences = self._ledger.sequences()
         running = [s for s in sequences if s.started_s is not None and s.finished_s is None]
         waiting = [s for s in sequences if s.started_s is None]
         return EngineState(
@@ -163,61 +165,72 @@ class EngineHandle:
             one future per sequence; ends with a result or a `ServeError`.
 
         Raises:
-            InvalidRequest: a sequence cannot be planned.
-            NotReady: starting, draining or stopped.
+            InvalidRequest: a sequence cannot be planned, or there are more than may ever wait.
+            NotReady: starting, draining, stopped or stuck.
             Overloaded: the queue has no room.
         """
-        try:
-            planned = [plan_sequence(r, self.bundle.pixels_per_token) for r in sequences]
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
-        if not self.ready():
-            raise NotReady(f"the engine is {self._phase}", retry_after_s=5.0)
-        with self._lock:
+        planned = [self._plan(request) for request in sequences]
+        with self._admission:
+            if not self.ready():
+                what = "stuck" if self._phase == "ready" else self._phase
+                raise NotReady(f"the engine is {what}", retry_after_s=_RETRY_AFTER_S)
             self._refuse_if_full(len(planned))
-            accepted = [_Accepted(s, Future(), on_progress) for s in planned]
-            for a in accepted:
-                if a.sequence.sequence_id in self._accepted:
-                    raise InvalidRequest(f"sequence_id {a.sequence.sequence_id!r} is in use")
-            for a in accepted:
-                a.sequence.submitted_s = self._clock()
-                a.future.set_running_or_notify_cancel()
-                self._accepted[a.sequence.sequence_id] = a
-        self._engine.put(planned)
-        return [a.future for a in accepted]
+            return self._accept(planned, on_progress)
 
     def cancel(self, sequence_ids: Iterable[str]) -> None:
         """Free the tokens of these sequences at the next step; ended ones are left alone."""
-        with self._lock:
-            for sequence_id in sequence_ids:
-                if (accepted := self._accepted.get(sequence_id)) is not None:
-                    accepted.sequence.is_cancelled = True
-        self._engine.wake()
+        self._ledger.cancel(sequence_ids)
+
+    def _plan(self, request: SequenceRequest) -> Sequence:
+        classes = self.bundle.model_config.num_classes
+        if not 0 <= request.class_label < classes:
+            raise InvalidRequest(
+                f"class is {request.class_label}; it must be in 0..{classes - 1}", param="class"
+            )
+        try:
+            return plan_sequence(request, self.bundle.pixels_per_token)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+
+    def _accept(
+        self, planned: list[Sequence], on_progress: OnProgress | None
+    ) -> list[Future[SequenceResult]]:
+        for sequence in planned:
+            sequence.submitted_s = self._clock()
+        futures = self._ledger.open(planned, on_progress)
+        try:
+            self._engine.put(planned)
+        except EngineFailed as error:  # the loop has ended a moment ago
+            for sequence in planned:
+                self._ledger.fail(sequence, error)
+            raise NotReady("the engine has stopped", retry_after_s=_RETRY_AFTER_S) from error
+        return futures
 
     def _refuse_if_full(self, count: int) -> None:
-        waiting = sum(a.sequence.started_s is None for a in self._accepted.values())
         limit = self.config.max_queued_requests
+        if count > limit:
+            raise InvalidRequest(f"{count} images at once; the limit is {limit}", "num_images")
+        accepted = self._ledger.sequences()
+        waiting = sum(s.started_s is None for s in accepted)
         if waiting + count <= limit:
             return
-        work = sum(a.sequence.remaining_tokens for a in self._accepted.values())
+        work = sum(s.remaining_tokens for s in accepted)
         seconds = work / self._tokens_per_s if self._tokens_per_s else 1.0
-        share = (waiting + count - limit) / max(len(self._accepted), 1)
+        share = min((waiting + count - limit) / len(accepted), 1.0)
         raise Overloaded(
             f"{waiting} sequences are waiting and {count} more were asked for; the limit is {limit}",
-            retry_after_s=max(1.0, seconds * min(share, 1.0)),
+            retry_after_s=max(1.0, seconds * share),
         )
 
-    def _snapshot(self) -> list[_Accepted]:
-        with self._lock:
-            return list(self._accepted.values())
+    def _is_stuck(self) -> bool:
+        since = self._engine.busy_since_s
+        return since is not None and self._clock() - since > self.config.wedge_timeout_s
 
     # --- what the engine tells (its thread), and the decoder (its threads) ----------------------
 
     def _run(self) -> None:
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
-        if self._runner.device.type == "cpu":
-            use_fast_float32_matmul()
         self._engine.loop()
 
     def on_step(self, report: StepReport, seconds: float) -> None:
@@ -246,11 +259,7 @@ class EngineHandle:
 
     def on_progress(self, sequence: Sequence) -> None:
         """Pass on how far a sequence has come."""
-        accepted = self._accepted.get(sequence.sequence_id)
-        if accepted is not None and accepted.on_progress is not None:
-            accepted.on_progress(
-                Progress(sequence.sequence_id, sequence.position, len(sequence.evaluations))
-            )
+        self._ledger.tell_progress(sequence)
 
     def on_denoised(self, sequence: Sequence, tokens: Tensor) -> None:
         """Queue a finished latent for decoding."""
@@ -259,17 +268,16 @@ class EngineHandle:
 
     def on_failed(self, sequence: Sequence, error: ServeError) -> None:
         """End a sequence without a picture."""
-        self._end(sequence).set_exception(error)
+        self._ledger.fail(sequence, error)
 
     def _on_decoded(
         self, sequence: Sequence, outcome: numpy.ndarray | Exception, seconds: float
     ) -> None:
-        future = self._end(sequence)
         if isinstance(outcome, Exception):
             _log.error("decoding %s failed", sequence.sequence_id, exc_info=outcome)
             failure = EngineFailed("decoding failed; the log has the cause")
             failure.__cause__ = outcome
-            future.set_exception(failure)
+            self._ledger.fail(sequence, failure)
             return
         assert sequence.started_s is not None
         assert sequence.finished_s is not None
@@ -278,8 +286,4 @@ class EngineHandle:
             run_s=sequence.finished_s - sequence.started_s,
             decode_s=seconds,
         )
-        future.set_result(SequenceResult(sequence.sequence_id, outcome, timings))
-
-    def _end(self, sequence: Sequence) -> Future[SequenceResult]:
-        with self._lock:
-            return self._accepted.pop(sequence.sequence_id).future
+        self._ledger.finish(sequence, SequenceResult(sequence.sequence_id, outcome, timings))

@@ -30,6 +30,7 @@ class ModulationCache:
         self._device = device
         self._slab = torch.zeros(num_rows, stacked.row_values, device=device, dtype=dtype)
         self._slots: OrderedDict[Key, int] = OrderedDict()
+        self._free = list(range(num_rows))
         self.hits = self.misses = 0
 
     @property
@@ -40,29 +41,30 @@ class ModulationCache:
     def rows(self, keys: Sequence[Key]) -> Tensor:
         """Rows of the given keys (all different), in their order: [R, M].
 
-        A step with more keys than the slab has rows computes what does not fit without keeping it.
+        A step with more keys than the slab has rows computes them all and keeps none.
         """
-        known = [key in self._slots for key in keys]
-        for key, is_known in zip(keys, known, strict=True):
-            if is_known:
-                self._slots.move_to_end(key)
-        missing = [key for key, is_known in zip(keys, known, strict=True) if not is_known]
+        if len(keys) > self._slab.shape[0]:
+            self.misses += len(keys)
+            return self._compute(keys)
+        missing = [key for key in keys if key not in self._slots]
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
-        if len(keys) > self._slab.shape[0]:
-            return self._compute(keys)
+        for key in keys:
+            if key in self._slots:
+                self._slots.move_to_end(key)
         if missing:
-            slots = self._free_slots(len(missing))
-            self._slots.update(zip(missing, slots, strict=True))
-            self._slab[torch.tensor(slots, device=self._device)] = self._compute(missing)
+            self._store(missing, self._compute(missing))
         wanted = torch.tensor([self._slots[key] for key in keys], device=self._device)
         return self._slab.index_select(0, wanted)
 
-    def _free_slots(self, count: int) -> list[int]:
-        """Slots never used yet, then those of the keys not asked for the longest."""
-        first_new = len(self._slots)
-        fresh = list(range(first_new, min(first_new + count, self._slab.shape[0])))
-        return fresh + [self._slots.popitem(last=False)[1] for _ in range(count - len(fresh))]
+    def _store(self, keys: Sequence[Key], rows_RM: Tensor) -> None:
+        """Put rows in free slots, freeing the longest unused; known only once they are written."""
+        while len(self._free) < len(keys):
+            self._free.append(self._slots.popitem(last=False)[1])
+        slots = self._free[: len(keys)]
+        self._slab[torch.tensor(slots, device=self._device)] = rows_RM
+        del self._free[: len(keys)]
+        self._slots.update(zip(keys, slots, strict=True))
 
     def _compute(self, keys: Sequence[Key]) -> Tensor:
         timestep_R = torch.tensor([key[0] for key in keys], device=self._device)

@@ -81,6 +81,6 @@ class RopeCache:
 
     def _grow(self, size: int) -> None:
         """One step needs more than the slab holds: append rows; what is there stays where it is."""
-        extra = max(size, self.cos.shape[0])
-        self.cos = torch.cat((self.cos, self.cos.new_zeros(extra, self.cos.shape[1])))
-        self.sin = torch.cat((self.sin, self.sin.new_zeros(extra, self.sin.shape[1])))
+        extra = self.cos.new_zeros(max(size, self.cos.shape[0]), self.cos.shape[1])
+        # Both or neither: memory may run out in between.
+        self.cos, self.sin = torch.cat((self.cos, extra)), torch.cat((self.sin, extra))

@@ -20,7 +20,7 @@ from fit_models.diffusion.guidance import guide
 from fit_models.diffusion.prediction import timestep_of_sigma
 from fit_models.modulation import StackedModulation
 from fit_models.rope import rope_table
-from fit_serve.engine.batch import Batch, build_batch, packed_order, signature
+from fit_serve.engine.batch import Batch, build_batch, packed_order
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.modulation_cache import Key, ModulationCache
 from fit_serve.engine.rope_cache import RopeCache
@@ -67,7 +67,7 @@ class Runner:
         self.modulation = ModulationCache(
             self._stacked, config.modulation_cache_rows, self.device, self.dtype
         )
-        self._states: dict[int, _SequenceState] = {}
+        self._states: dict[Sequence, _SequenceState] = {}
         self._batch: Batch | None = None
         self._packed: tuple[Tensor, Tensor] | None = None
 
@@ -97,32 +97,30 @@ class Runner:
     def take(self, sequence: Sequence) -> Tensor:
         """Hand over the tokens [N, K] of a finished sequence and forget it."""
         self._unpack()
-        return self._states.pop(id(sequence)).tokens
+        return self._states.pop(sequence).tokens
 
     def forget(self, sequences: Items[Sequence]) -> None:
         """Drop the state of sequences that ended otherwise; unknown ones are fine."""
         self._unpack()
         for sequence in sequences:
-            self._states.pop(id(sequence), None)
+            self._states.pop(sequence, None)
 
     def _batch_of(self, sequences: Items[Sequence]) -> Batch:
         ordered = packed_order(sequences)
-        if self._batch is not None and self._packed is not None:
-            if signature(ordered) == tuple(
-                zip((id(s) for s in self._batch.sequences), self._batch.branches, strict=True)
-            ):
-                return self._batch
+        if self._batch is not None and self._batch.describes(ordered):
+            return self._batch
         self._unpack()
         for sequence in ordered:
-            if id(sequence) not in self._states:
-                self._states[id(sequence)] = self._start(sequence)
-        states = [self._states[id(s)] for s in ordered]
-        self._batch = build_batch(ordered, self.rope, self.buckets)
+            if sequence not in self._states:
+                self._states[sequence] = self._start(sequence)
+        states = [self._states[s] for s in ordered]
+        batch = build_batch(ordered, self.rope, self.buckets)
         self._packed = (
             torch.cat([s.tokens for s in states]),
             torch.cat([s.memory for s in states]),
         )
-        return self._batch
+        self._batch = batch
+        return batch
 
     def _unpack(self) -> None:
         """Write the packed state back to its sequences; they own it while no batch is described."""
@@ -130,7 +128,7 @@ class Runner:
             return
         tokens, memory = self._packed
         for sequence, where in zip(self._batch.sequences, self._batch.state_slices, strict=True):
-            state = self._states[id(sequence)]
+            state = self._states[sequence]
             state.tokens, state.memory = tokens[where], memory[where]
         self._batch = self._packed = None
 
@@ -185,7 +183,7 @@ class Runner:
         for s in batch.sequences:
             shape = (s.num_tokens, self.network.config.token_channels)
             if s.evaluations[s.position].needs_noise:
-                draws.append(torch.randn(shape, generator=self._states[id(s)].generator))
+                draws.append(torch.randn(shape, generator=self._states[s].generator))
             else:
                 draws.append(torch.zeros(shape))
         return torch.cat(draws).to(self.device)

@@ -33,10 +33,12 @@ class Scheduler:
 
     def remove_cancelled(self) -> list[Sequence]:
         """Take out what was cancelled, waiting or running; its tokens are free from now on."""
-        gone = [s for s in (*self.waiting, *self.running) if s.is_cancelled]
+        # Looked at once: other threads set the mark, and one set in between must not lose anybody.
+        gone = [s for s in (*self.running, *self.waiting) if s.is_cancelled]
         if gone:
-            self.waiting = deque(s for s in self.waiting if not s.is_cancelled)
-            self.running = [s for s in self.running if not s.is_cancelled]
+            marked = set(gone)
+            self.waiting = deque(s for s in self.waiting if s not in marked)
+            self.running = [s for s in self.running if s not in marked]
         return gone
 
     def schedule(self) -> list[Sequence]:
@@ -60,8 +62,8 @@ class Scheduler:
 
     def retire(self, sequences: Iterable[Sequence]) -> None:
         """Take out sequences that have ended, done or failed."""
-        ended = {id(s) for s in sequences}
-        self.running = [s for s in self.running if id(s) not in ended]
+        ended = set(sequences)
+        self.running = [s for s in self.running if s not in ended]
 
     def drop_all(self) -> list[Sequence]:
         """Empty the scheduler; returns everything it held."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import Evaluation, make_trajectory
-from fit_serve.request import SequenceRequest
+from fit_serve.request import NUM_SEEDS, SequenceRequest
 
 
 @dataclass(eq=False)
@@ -76,12 +76,14 @@ def plan_sequence(request: SequenceRequest, pixels_per_token: int) -> Sequence:
     """Plan a request.
 
     Raises:
-        ValueError: height or width is no multiple of a token's side, or sampler or guidance is
-            unknown or out of range.
+        ValueError: height or width is no multiple of a token's side, or seed, sampler or guidance
+            is unknown or out of range.
     """
     for name, value in (("height", request.height), ("width", request.width)):
         if value < pixels_per_token or value % pixels_per_token:
             raise ValueError(f"{name} is {value}; it must be a multiple of {pixels_per_token}")
+    if not 0 <= request.seed < NUM_SEEDS:
+        raise ValueError(f"seed is {request.seed}; it must be in 0..{NUM_SEEDS - 1}")
     trajectory = make_trajectory(request.sampler, request.num_inference_steps)
     guidance = Guidance(request.guidance_scale, request.guidance_interval)
     return Sequence(

@@ -104,7 +104,9 @@ def test_the_layout_says_where_every_token_belongs(grids: list[tuple[int, int]])
     assert layout.cu_seqlens.tolist() == [sum(lengths[:i]) for i in range(len(grids) + 1)]
     owners = [i for i, length in enumerate(lengths) for _ in range(length)]
     assert layout.seq_of_token.tolist() == owners
-    cos, sin = (torch.cat(x) for x in zip(*(rope_table(h, w, 8, rope) for h, w in grids), strict=True))
+    cos, sin = (
+        torch.cat(x) for x in zip(*(rope_table(h, w, 8, rope) for h, w in grids), strict=True)
+    )
     assert torch.equal(layout.rope_cos[layout.rope_row], cos)
     assert torch.equal(layout.rope_sin[layout.rope_row], sin)
 

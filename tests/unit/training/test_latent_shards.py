@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from fit_models.patches import patchify
 from fit_training.latent_shards import (
     INDEX,
     LatentFolder,
@@ -11,7 +12,6 @@ from fit_training.latent_shards import (
     read_index,
     read_shard,
     shard_name,
-    tokens_from_latent,
 )
 
 DESCRIPTION = {"patch_size": 2, "split": "train", "photographs": ["a", "b", "c"]}
@@ -27,26 +27,13 @@ def latent_images(*grids: tuple[int, int], seed: int = 0) -> list[LatentImage]:
             latent * torch.tensor([1.0, 2, 3, 4])[:, None, None] + torch.arange(4)[:, None, None]
         )
         features = torch.randn(rows * columns, 6, generator=generator)
-        tokens = tokens_from_latent(latent.half().float(), 2)
+        (tokens,) = patchify(latent[None].half().float(), 2)
         images.append(LatentImage(tokens, features, (rows, columns), photo % 2, photo, photo == 1))
     return images
 
 
 def begun(folder: Path, **changes: Any) -> LatentFolder:
     return LatentFolder(folder, {**DESCRIPTION, **changes})
-
-
-def test_tokens_run_row_by_row_and_channel_by_channel():
-    height, width, p = 4, 6, 2
-    latent = torch.arange(3 * height * width).reshape(3, height, width)
-    tokens = tokens_from_latent(latent, p)
-    assert tokens.shape == (2 * 3, 3 * p * p)
-    for n in range(len(tokens)):
-        row, column = divmod(n, width // p)
-        for k in range(tokens.shape[1]):
-            channel, inside = divmod(k, p * p)
-            dy, dx = divmod(inside, p)
-            assert tokens[n, k] == latent[channel, p * row + dy, p * column + dx]
 
 
 def test_a_shard_comes_back_as_it_was_written(tmp_path: Path):

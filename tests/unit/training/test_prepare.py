@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from fit_models.autoencoder import Autoencoder
+from fit_models.patches import patchify
 from fit_training.alignment import load_alignment_basis, token_activations
 from fit_training.feature_network import load_feature_network
 from fit_training.image_variants import VariantConfig, choose_variant, render
-from fit_training.latent_shards import read_index, read_shard, tokens_from_latent
+from fit_training.latent_shards import read_index, read_shard
 from fit_training.photographs import PhotographArchive
 from fit_training.prepare import BASIS, LatentPreparation, PrepareConfig, prepare_latents
 from support.feature_weights import write_feature_weights
@@ -98,7 +99,7 @@ def test_tokens_and_features_are_those_of_the_rendered_photo(prepared: PrepareCo
         size = (photograph.width, photograph.height)
         pixels = render(archive.open(photograph), choose_variant(size, SMALL, 0, photo, 1))
     assert [pixels.shape[1] // 16, pixels.shape[2] // 16] == shard["grid"][1].tolist()
-    tokens = tokens_from_latent(autoencoder.encode(pixels[None])[0], 2)
+    (tokens,) = patchify(autoencoder.encode(pixels[None]), 2)
     features = basis.project(token_activations(network, pixels[None])[0].permute(1, 2, 0))
     # Alone here, in a batch there: bfloat16 (8 bits of mantissa) may be summed in another order.
     stored = shard["tokens"][first : first + len(tokens)].float()
