@@ -78,10 +78,16 @@ test-slow: $(STAMP) ## tests that take more than a few seconds
 test-gpu: $(STAMP) ## tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
+# GPU_PYTHON: an interpreter that has torch and the rest already, where nothing can be installed.
+GPU_PYTHON ?= $(BIN)/python
+SOURCES := kernels:models:training:server
+
 .PHONY: gpu-check
-gpu-check: ## all that needs a CUDA device; says so and stops where there is none
+gpu-check: ## all that needs a CUDA device: tests, then a table; says so and stops where there is none
 	@if [ "$(HAS_GPU)" = 0 ]; then echo "gpu-check: skipped, no NVIDIA GPU found (nvidia-smi -L)"; \
-	else $(MAKE) test-gpu; fi
+	else if [ "$(GPU_PYTHON)" = "$(BIN)/python" ]; then $(MAKE) setup; fi; \
+	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) -m pytest -m gpu && \
+	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) -m fit_serve bench --device cuda --num-requests 200 --max-num-seqs 64; fi
 
 .PHONY: lint
 lint: $(STAMP) ## ruff: rules and format, nothing changed

@@ -16,8 +16,8 @@ class EngineConfig:
             larger sequence runs alone. None takes 4096 on a CPU, 16384 on a GPU.
         max_num_seqs: sequences of one step (a guided one counts once).
         max_queued_requests: sequences that may wait; more are refused.
-        token_buckets: totals a step is padded up to; empty pads nothing. None pads nothing on a CPU,
-            to multiples of 256 (512 above 4096) on a GPU.
+        token_buckets: totals a step is padded up to; empty pads nothing. None pads nothing on a
+            CPU, to multiples of 256 (512 above 4096) on a GPU.
         num_threads: torch threads of a step; None leaves torch's choice.
         decode_workers: threads that turn latents into pixels.
         rope_cache_tokens: rows of the rotary slab.

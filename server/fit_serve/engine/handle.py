@@ -27,6 +27,7 @@ from fit_serve.engine.ledger import Ledger, OnProgress
 from fit_serve.engine.runner import Runner, StepReport
 from fit_serve.engine.scheduler import Scheduler
 from fit_serve.engine.sequence import Sequence, plan_sequence
+from fit_serve.engine.step_meter import StepMeter
 from fit_serve.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, ServeError
 from fit_serve.request import SequenceRequest, SequenceResult, SequenceTimings
 from fit_serve.telemetry import Telemetry
@@ -34,13 +35,12 @@ from fit_serve.telemetry import Telemetry
 _log = logging.getLogger(__name__)
 
 _CPU_TOKENS, _GPU_TOKENS = 4096, 16_384
-_SPEED_MEMORY = 0.9
 _RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """How full the engine is: sequences running and waiting, and the tokens still to be computed."""
+    """How full it is: sequences running and waiting, and the tokens still to be computed."""
 
     running: int
     waiting: int
@@ -59,12 +59,12 @@ class EngineHandle:
     ) -> None:
         self.config = config or EngineConfig()
         self.bundle = bundle
-        self._telemetry = telemetry
         self._clock = clock
         self._runner = Runner(bundle, self.config)
         self.max_num_batched_tokens = self.config.max_num_batched_tokens or (
             _CPU_TOKENS if self._runner.device.type == "cpu" else _GPU_TOKENS
         )
+        self._meter = StepMeter(self._runner, telemetry)
         scheduler = Scheduler(
             self.max_num_batched_tokens, self.config.max_num_seqs, self.config.batching
         )
@@ -72,10 +72,8 @@ class EngineHandle:
         self._decoder: Decoder | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._ledger = Ledger()
-        self._admission = threading.Lock()  # guards the phase, and "is there room" until it is used
+        self._admission = threading.Lock()  # guards the phase, and a check until its use
         self._phase = "starting"
-        self._tokens_per_s = 0.0
-        self._counted = (0, 0, 0, 0)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -91,6 +89,8 @@ class EngineHandle:
             self.config.decode_workers,
             self._on_decoded,
         )
+        if self._runner.device.type == "cpu":
+            use_fast_float32_matmul()
         self._thread.start()
         side = 4 * self.bundle.pixels_per_token
         warm_up = SequenceRequest("warm-up", 0, side, side, 0, 2, 2.0, (0.0, 1.0), "euler")
@@ -215,10 +215,10 @@ class EngineHandle:
         if waiting + count <= limit:
             return
         work = sum(s.remaining_tokens for s in accepted)
-        seconds = work / self._tokens_per_s if self._tokens_per_s else 1.0
+        seconds = work / self._meter.tokens_per_s if self._meter.tokens_per_s else 1.0
         share = min((waiting + count - limit) / len(accepted), 1.0)
         raise Overloaded(
-            f"{waiting} sequences are waiting and {count} more were asked for; the limit is {limit}",
+            f"{waiting} sequences are waiting, {count} more were asked for; the limit is {limit}",
             retry_after_s=max(1.0, seconds * share),
         )
 
@@ -235,27 +235,7 @@ class EngineHandle:
 
     def on_step(self, report: StepReport, seconds: float) -> None:
         """Count a step."""
-        speed = report.real_tokens / max(seconds, 1e-9)
-        self._tokens_per_s = (
-            _SPEED_MEMORY * self._tokens_per_s + (1 - _SPEED_MEMORY) * speed
-            if self._tokens_per_s
-            else speed
-        )
-        if self._telemetry is None:
-            return
-        self._telemetry.step_finished(
-            report.real_tokens,
-            report.padded_tokens,
-            report.num_sequences,
-            report.num_resolutions,
-            seconds,
-        )
-        rope, modulation = self._runner.rope, self._runner.modulation
-        now = (rope.hits, rope.misses, modulation.hits, modulation.misses)
-        new = tuple(a - b for a, b in zip(now, self._counted, strict=True))
-        self._counted = now
-        self._telemetry.rope_cache(new[0], new[1], rope.num_bytes)
-        self._telemetry.modulation_cache(new[2], new[3])
+        self._meter.count(report, seconds)
 
     def on_progress(self, sequence: Sequence) -> None:
         """Pass on how far a sequence has come."""

@@ -1,7 +1,7 @@
 """Rotary tables on the device, one per resolution, in one slab with a bounded number of rows.
 
-A token of a packed batch holds the row of its table entry, so building a batch moves integers. Least
-recently used tables go first; those of sequences in the current step are never moved.
+A token of a packed batch holds the row of its table entry, so building a batch moves integers.
+Least recently used tables go first; those of sequences in the current step are never moved.
 
 Dimension key: P rows of the slab, E head dim, N tokens of a grid.
 """
