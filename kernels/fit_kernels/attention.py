@@ -68,7 +68,9 @@ def _dense_attention(q_GNHE: Tensor, k_GNHE: Tensor, v_GNHE: Tensor, scale: floa
 
 
 def _prefers_bmm(q_GHNE: Tensor) -> bool:
-    """On a CPU in bf16 bmm-softmax-bmm runs 2.4 times as fast as SDPA; its backward more so."""
-    if q_GHNE.device.type != "cpu" or q_GHNE.shape[2] > _BMM_MAX_TOKENS:
-        return False
-    return q_GHNE.dtype == torch.bfloat16 or q_GHNE.requires_grad
+    """On a CPU the two plain products beat SDPA (benchmarks/bench_attention.py), up to a length.
+
+    1.3 times in bf16; 2.4 times in fp32 once its products take the fast path; training gains more,
+    for SDPA's backward is slow there.
+    """
+    return q_GHNE.device.type == "cpu" and q_GHNE.shape[2] <= _BMM_MAX_TOKENS

@@ -62,6 +62,14 @@ def assemble(settings: Settings, say: Callable[[str], None] = _log.info) -> Asse
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     telemetry = Telemetry(registry, bundle.name)
+    weight = next(bundle.network.parameters())
+    telemetry.model_info(
+        {
+            "version": version("fit-serve"),
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+        }
+    )
     engine = EngineHandle(bundle, engine_config(settings), telemetry)
     telemetry.watch_queue(
         running=lambda: engine.state().running, waiting=lambda: engine.state().waiting

@@ -5,6 +5,7 @@ Knows names, defaults and limits; opens no data and makes no network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -85,8 +86,19 @@ class TrainConfig:
         for name in ("num_steps", "tokens_per_batch", "log_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("keep_checkpoints", self.keep_checkpoints, 1)
-        for name in ("warmup_steps", "decay_steps", "num_threads", "alignment_weight"):
+        for name in (
+            "warmup_steps",
+            "decay_steps",
+            "num_threads",
+            "alignment_weight",
+            "weight_decay",
+        ):
             _at_least(name, getattr(self, name), 0)
+        for name in ("learning_rate", "gradient_clip"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {list(self.classes)} name a class twice")
         for name in ("class_dropout", "class_balance", "ema_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in 0..1")
@@ -105,15 +117,22 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ValueError: a key is unknown, a value has the wrong type or is out of range.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = _parsed(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r} is not of the form key=value")
-        values[key.strip()] = yaml.safe_load(text)
+        values[key.strip()] = _parsed(text, f"override {override!r}")
     return _checked(values)
+
+
+def _parsed(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
 
 
 def _checked(values: dict[str, Any]) -> TrainConfig:

@@ -97,7 +97,7 @@ class LatentDataset:
         """
         generator = np.random.default_rng((seed, epoch))
         drawn = generator.permutation(self._balanced_draws(class_balance, generator))
-        chunks = self._equal_length_chunks(drawn)
+        chunks = self._equal_length_chunks(drawn, tokens_per_batch)
         batches: list[list[np.ndarray]] = [[]]
         tokens = 0
         for position in generator.permutation(len(chunks)):
@@ -122,10 +122,11 @@ class LatentDataset:
             draws.append(generator.permutation(member)[:rest])
         return np.concatenate(draws)
 
-    def _equal_length_chunks(self, images: np.ndarray) -> list[np.ndarray]:
+    def _equal_length_chunks(self, images: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
         chunks = []
         lengths = self.lengths[images]
         for length in np.unique(lengths):
             same = images[lengths == length]
-            chunks += [same[i : i + _CHUNK_IMAGES] for i in range(0, len(same), _CHUNK_IMAGES)]
+            size = max(1, min(_CHUNK_IMAGES, tokens_per_batch // int(length)))
+            chunks += [same[i : i + size] for i in range(0, len(same), size)]
         return chunks

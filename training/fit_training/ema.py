@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,13 @@ class AveragedWeights:
         self.weights: dict[str, Tensor] = {
             k: v.detach().float().clone() for k, v in network.state_dict().items()
         }
+
+    def restore(self, weights: Mapping[str, Tensor], num_updates: int) -> None:
+        """Take over averages saved earlier, wherever they lie now; names must be the network's."""
+        assert weights.keys() == self.weights.keys()
+        for name, saved in weights.items():
+            self.weights[name].copy_(saved)
+        self.num_updates = num_updates
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:

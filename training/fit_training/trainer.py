@@ -87,8 +87,7 @@ class Trainer:
         """Go on where `state` was taken; a data folder that grew since starts a new epoch."""
         self.network.load_state_dict(state["network"])
         self.head.load_state_dict(state["head"])
-        self.averaged.weights = state["averaged"]
-        self.averaged.num_updates = state["averaged_updates"]
+        self.averaged.restore(state["averaged"], state["averaged_updates"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.epoch, self.position, self.images_seen = state["progress"]

@@ -1,0 +1,41 @@
+"""A config that cannot work is refused where it is made, by name and value."""
+
+import pytest
+
+from fit_serve.engine.config import BATCHING, EngineConfig
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_queued_requests",
+        "num_threads",
+        "decode_workers",
+        "rope_cache_tokens",
+        "modulation_cache_rows",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -3])
+def test_every_limit_is_at_least_one(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least 1"):
+        EngineConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_step_needs_time(value: float) -> None:
+    with pytest.raises(ValueError, match=f"wedge_timeout_s is {value}; it must be above 0"):
+        EngineConfig(wedge_timeout_s=value)
+
+
+@pytest.mark.parametrize("buckets", [(0, 64), (64, 64), (128, 64)])
+def test_buckets_increase(buckets: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="token_buckets"):
+        EngineConfig(token_buckets=buckets)
+
+
+def test_batching_has_a_name() -> None:
+    assert [EngineConfig(batching=name).batching for name in BATCHING] == list(BATCHING)
+    with pytest.raises(ValueError, match=r"'padded' is unknown; known: packed, serial"):
+        EngineConfig(batching="padded")
