@@ -62,7 +62,8 @@ def sample_offline(
     field = _Field(bundle, class_label, (rows, columns), guidance)
     x_NK = noise_NK.to(field.device)
     if sampler in FIXED_STEP:
-        states = integrate_fixed(field, x_NK, torch.linspace(0, 1, num_inference_steps + 1), sampler)
+        times = torch.linspace(0, 1, num_inference_steps + 1)
+        states = integrate_fixed(field, x_NK, times, sampler)
     else:
         states = integrate_dopri5(field, x_NK, torch.linspace(0, 1, 2), atol, rtol)
     latent = unpatchify(states[-1][None], rows, columns, config.patch_size)

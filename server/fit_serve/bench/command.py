@@ -1,8 +1,8 @@
 """What `fit-serve bench` does: the same traffic against each policy, in one run.
 
-First every policy gets all requests at once: that is its capacity. Then serial gets Poisson arrivals
-at a share of its capacity, and the others the same share and `speedup` times as much, so that "more
-requests at no higher latency" can be read off the table.
+First every policy gets all requests at once: that is its capacity. Then all get Poisson arrivals at
+a share of the serial capacity, and the others `speedup` times that too, so that "more requests at
+no higher latency" can be read off the table.
 """
 
 from __future__ import annotations

@@ -10,9 +10,7 @@ from fit_serve.errors import Cancelled, EngineFailed, InvalidRequest
 from fit_serve.request import Progress, SequenceResult, SequenceTimings
 from support.sequences import sequence_of
 
-RESULT = SequenceResult(
-    "a", numpy.zeros((1, 1, 3), numpy.uint8), SequenceTimings(0.0, 0.0, 0.0)
-)
+RESULT = SequenceResult("a", numpy.zeros((1, 1, 3), numpy.uint8), SequenceTimings(0.0, 0.0, 0.0))
 
 
 def test_the_first_end_counts_and_later_ones_do_nothing() -> None:

@@ -12,12 +12,6 @@ from fit_serve.engine.sequence import Sequence
 from fit_serve.request import SequenceRequest
 from support.sequences import planned, request_of, requests, sequence_of
 
-MAX_EVALUATIONS = 2 * 6  # of one sequence of `requests`: six steps, two evaluations each
-
-
-def tokens_now(sequences: list[Sequence]) -> int:
-    return sum(s.num_tokens * s.num_branches for s in sequences)
-
 
 @dataclass
 class Traffic:
@@ -51,6 +45,8 @@ class Play:
     scheduler: Scheduler
     traffic: Traffic
     steps: list[list[Sequence]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    reserved: list[int] = field(default_factory=list)
     done: list[Sequence] = field(default_factory=list)
     gone: list[Sequence] = field(default_factory=list)
 
@@ -68,6 +64,8 @@ class Play:
         running = self.scheduler.schedule()
         self.check_head_of_queue(running)
         self.steps.append(running)
+        self.tokens.append(sum(s.num_tokens * s.num_branches for s in running))
+        self.reserved.append(sum(s.max_tokens for s in running))
         for sequence in running:
             sequence.position += 1
         finished = [s for s in running if s.is_finished]
@@ -113,16 +111,11 @@ def test_nothing_is_lost_and_nothing_comes_twice(
 def test_budgets_are_kept_at_every_step(
     traffic: Traffic, budget: int, max_num_seqs: int, batching: str
 ) -> None:
-    scheduler = Scheduler(budget, max_num_seqs, batching)
-    played = Play(scheduler, traffic)
-    for number in range(60):
-        scheduler.add(traffic.arrivals.get(number, ()))
-        running = scheduler.schedule()
+    end = play(traffic, budget, max_num_seqs, batching)
+    for running, tokens, reserved in zip(end.steps, end.tokens, end.reserved, strict=True):
         assert len(running) <= max_num_seqs
-        assert len(running) <= 1 or tokens_now(running) <= budget
-        assert len(running) <= 1 or sum(s.max_tokens for s in running) <= budget
-        traffic.arrivals.pop(number, None)
-        played.step(number)
+        assert tokens <= reserved
+        assert reserved <= budget or len(running) == 1
 
 
 @laws
@@ -149,21 +142,13 @@ def test_nobody_waits_longer_than_the_work_before_them(
 ) -> None:
     arrived_at = {s: step for step, arrived in traffic.arrivals.items() for s in arrived}
     end = play(traffic, budget, max_num_seqs, batching)
-    everybody = traffic.everybody
-    for index, sequence in enumerate(everybody):
-        arrival = arrived_at[sequence]
-        waited = [
-            step
-            for step in end.steps[arrival:]
-            if sequence not in step and not any(younger in step for younger in everybody[index:])
-        ]
-        older_evaluations = sum(
-            len(set(step) & set(everybody[:index])) for step in end.steps[arrival:]
-        )
-        assert len([step for step in waited if step]) <= older_evaluations
+    for index, sequence in enumerate(traffic.everybody):
         if sequence in end.done:
+            arrival = arrived_at[sequence]
             started = next(n for n, step in enumerate(end.steps) if sequence in step)
-            assert started - arrival <= sum(len(s.evaluations) for s in everybody[:index])
+            older = set(traffic.everybody[:index])
+            assert all(older & set(step) for step in end.steps[arrival:started])
+            assert started - arrival <= sum(len(s.evaluations) for s in older)
 
 
 @laws
@@ -182,10 +167,7 @@ def test_equal_shapes_share_a_step_and_serial_shares_none(
     traffic: Traffic, budget: int, max_num_seqs: int
 ) -> None:
     twin = Traffic(
-        {
-            step: [planned(s.request) for s in arrived]
-            for step, arrived in traffic.arrivals.items()
-        }
+        {step: [planned(s.request) for s in arrived] for step, arrived in traffic.arrivals.items()}
     )
     alike = play(traffic, budget, max_num_seqs, "equal-shape")
     assert all(len({s.grid for s in step}) <= 1 for step in alike.steps)
