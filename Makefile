@@ -87,7 +87,7 @@ gpu-check: ## all that needs a CUDA device: tests, then a table; says so and sto
 	@if [ "$(HAS_GPU)" = 0 ]; then echo "gpu-check: skipped, no NVIDIA GPU found (nvidia-smi -L)"; \
 	else if [ "$(GPU_PYTHON)" = "$(BIN)/python" ]; then $(MAKE) setup; fi; \
 	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) -m pytest -m gpu && \
-	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) -m fit_serve bench --device cuda --num-requests 200 --max-num-seqs 64; fi
+	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) -m fit_serve bench --device cuda --num-requests 200; fi
 
 .PHONY: lint
 lint: $(STAMP) ## ruff: rules and format, nothing changed

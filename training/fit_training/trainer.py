@@ -198,9 +198,9 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None) -> Path:
     started, tokens, images = time.monotonic(), 0, 0
     path = None
     try:
-        for batch in trainer.batches():
-            if stop or trainer.step >= config.num_steps:
-                break
+        batches = trainer.batches()
+        while not stop and trainer.step < config.num_steps:  # first: a batch drawn is trained on
+            batch = next(batches)
             scalars = trainer.train_step(batch)
             tokens += len(batch.tokens)
             images += len(batch.grids)

@@ -39,6 +39,7 @@ class BenchConfig:
         rate: requests a second for `url`; None sends all at once.
         num_threads: torch threads; None leaves torch's choice.
         max_num_seqs: sequences of one step.
+        max_num_batched_tokens: tokens of one step; None takes the engine's own choice.
         seed: of requests and arrivals.
         json_file: where the line for machines goes too.
     """
@@ -55,7 +56,8 @@ class BenchConfig:
     url: str | None = None
     rate: float | None = None
     num_threads: int | None = None
-    max_num_seqs: int = 16
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
     seed: int = 0
     json_file: Path | None = None
 
@@ -129,6 +131,7 @@ def _run_engine(
     engine = EngineConfig(
         batching=policy,
         max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
         max_queued_requests=len(requests) + 1,
         num_threads=config.num_threads,
     )

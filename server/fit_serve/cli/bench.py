@@ -27,7 +27,10 @@ def bench(
         float | None, typer.Option(help="Requests a second for --url; all at once if left out.")
     ] = None,
     num_threads: Annotated[int | None, typer.Option(min=1, help="Torch threads.")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 16,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 64,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one step; the engine chooses if left out.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of requests and arrivals.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the JSON line here.")
@@ -53,6 +56,7 @@ def bench(
         rate=rate,
         num_threads=num_threads,
         max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
         seed=seed,
         json_file=json_file,
     )

@@ -13,7 +13,7 @@ class EngineConfig:
 
     Attributes:
         max_num_batched_tokens: tokens of one step, both branches of guided sequences counted; a
-            larger sequence runs alone. None takes 4096 on a CPU, 16384 on a GPU.
+            larger sequence runs alone. None takes 1024 on a CPU, 16384 on a GPU.
         max_num_seqs: sequences of one step (a guided one counts once).
         max_queued_requests: sequences that may wait; more are refused.
         token_buckets: totals a step is padded up to; empty pads nothing. None pads nothing on a

@@ -1,5 +1,6 @@
 """An epoch shows every image, within the token budget, and is the same every time it is asked."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fit_training.data import LatentDataset
-from fit_training.latent_shards import LatentFolder, read_index, read_shard
+from fit_training.latent_shards import INDEX, read_index, read_shard, shard_name
 from support.toy_latents import CLASS_NAMES, FEATURE_CHANNELS, IMAGES, write_toy_latents
 
 
@@ -142,13 +143,17 @@ def test_a_class_that_was_not_prepared_is_refused(folder: Path):
         LatentDataset(folder, ["ant", "cow"])
 
 
-def test_a_folder_without_a_finished_shard_is_refused(tmp_path: Path):
+def test_a_folder_without_a_finished_shard_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no index\.json"):
         LatentDataset(tmp_path)
-    folder = write_toy_latents(tmp_path / "begun", IMAGES[:1], num_shards=1)
-    index = (folder / "index.json").read_text()
-    (row,) = read_index(folder)["shards"]
-    (folder / "index.json").write_text(index.replace(row["sha256"], "0" * 64))
+    (tmp_path / INDEX).write_text(json.dumps({**read_index(folder), "shards": []}))
+    with pytest.raises(ValueError, match="has no finished shard"):
+        LatentDataset(tmp_path)
+
+
+def test_a_shard_that_has_changed_is_refused(tmp_path: Path):
+    folder = write_toy_latents(tmp_path)
+    write_toy_latents(tmp_path / "other", seed=1)
+    (tmp_path / "other" / shard_name(0, 1)).replace(folder / shard_name(0, 1))
     with pytest.raises(ValueError, match="has sha256"):
         LatentDataset(folder)
-    assert LatentFolder(folder, {}).holds(row["file"])
