@@ -34,7 +34,7 @@ from fit_serve.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
-# Past these a larger step only makes everyone wait (benchmarks/bench_step.py; the GPU one is a guess).
+# Past these a larger step only makes everyone wait (benchmarks/bench_step.py; the GPU's: a guess).
 _CPU_TOKENS, _GPU_TOKENS = 1024, 16_384
 _RETRY_AFTER_S = 5.0
 
