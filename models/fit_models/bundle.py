@@ -75,6 +75,16 @@ class Bundle:
         return self.network.config
 
     @property
+    def device(self) -> torch.device:
+        """Where the network's weights are."""
+        return self.network.x_embedder.proj.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network's weights are."""
+        return self.network.x_embedder.proj.weight.dtype
+
+    @property
     def pixels_per_token(self) -> int:
         """Side of a token in pixels: patch size times the autoencoder's downsampling."""
         return self.model_config.patch_size * self.autoencoder.downsampling

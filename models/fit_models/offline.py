@@ -78,8 +78,7 @@ class _Field:
     ) -> None:
         self._network = bundle.network
         config = bundle.model_config
-        weight = bundle.network.x_embedder.proj.weight
-        self.device, self._dtype = weight.device, weight.dtype
+        self.device, self._dtype = bundle.device, bundle.dtype
         self._guidance = guidance
         labels = [class_label, config.null_label]
         self._labels = torch.tensor(labels, device=self.device)

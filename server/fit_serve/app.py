@@ -62,12 +62,11 @@ def assemble(settings: Settings, say: Callable[[str], None] = _log.info) -> Asse
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     telemetry = Telemetry(registry, bundle.name)
-    weight = next(bundle.network.parameters())
     telemetry.model_info(
         {
             "version": version("fit-serve"),
-            "device": str(weight.device),
-            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": str(bundle.device),
+            "dtype": str(bundle.dtype).removeprefix("torch."),
         }
     )
     engine = EngineHandle(bundle, engine_config(settings), telemetry)

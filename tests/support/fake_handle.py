@@ -7,6 +7,8 @@ from support.fake_engine import CLASS_NAMES, FakeEngine
 
 BUNDLE = SimpleNamespace(
     name="tiny",
+    device="cpu",
+    dtype="torch.float32",
     class_names=CLASS_NAMES,
     model_config=SimpleNamespace(patch_size=2),
     autoencoder=SimpleNamespace(downsampling=8),

@@ -75,12 +75,11 @@ def run_bench(config: BenchConfig, say: Callable[[str], None]) -> tuple[list[Row
         if config.url
         else _measure(config, bundle, requests, say)
     )
-    weight = bundle.network.x_embedder.proj.weight
     facts: dict[str, object] = {
         "traffic": config.traffic,
         "model": bundle.name,
-        "device": str(weight.device),
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(bundle.device),
+        "dtype": str(bundle.dtype).removeprefix("torch."),
         "machine": platform.machine(),
         "torch": torch.__version__,
         "seed": config.seed,

@@ -51,8 +51,7 @@ class Runner:
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
         network, model = bundle.network, bundle.model_config
-        weight = network.x_embedder.proj.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = bundle.device, bundle.dtype
         self.network = network
         self.buckets = (
             default_buckets(self.device) if config.token_buckets is None else config.token_buckets

@@ -78,13 +78,12 @@ def test_equals_sdpa_of_each_sequence_alone(lengths: list[int], dtype: torch.dty
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_gradients_equal_those_of_the_definition(lengths: list[int], dtype: torch.dtype):
-    *qkv, grad_THE = (x.to(dtype) for x in (*random_qkv(lengths), random_qkv(lengths)[0].roll(1)))
-    for x in qkv:
-        x.requires_grad_()
-    out = attention_varlen(*qkv, equal_runs(lengths))
-    ours = torch.autograd.grad(out, qkv, grad_THE)
-    exact = [x.detach().double().requires_grad_() for x in qkv]
-    wanted = torch.autograd.grad(block_diagonal(*exact, lengths), exact, grad_THE.double())
+    q, k, v = (x.to(dtype).requires_grad_() for x in random_qkv(lengths))
+    grad_THE = v.detach().roll(1, 0)
+    out = attention_varlen(q, k, v, equal_runs(lengths))
+    ours = torch.autograd.grad(out, (q, k, v), grad_THE)
+    q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
+    wanted = torch.autograd.grad(block_diagonal(q, k, v, lengths), (q, k, v), grad_THE.double())
     for our, want in zip(ours, wanted, strict=True):
         torch.testing.assert_close(our.double(), want, atol=2 * TOLERANCE[dtype], rtol=0.0)
 

@@ -119,8 +119,8 @@ def test_gradients_pass_finite_differences():
     x, y = (randn(5, 6).requires_grad_() for _ in range(2))
     shift, scale = (randn(2, 6).requires_grad_() for _ in range(2))
     gradcheck = torch.autograd.gradcheck
-    assert gradcheck(lambda *a: layer_norm_modulate(*a, row_T), (x, shift, scale))
-    assert gradcheck(lambda *a: gated_residual(*a, row_T), (x, y, scale))
+    assert gradcheck(lambda x, b, s: layer_norm_modulate(x, b, s, row_T), (x, shift, scale))
+    assert gradcheck(lambda x, y, g: gated_residual(x, y, g, row_T), (x, y, scale))
     assert gradcheck(swiglu, (x, y))
     qkv, angle = randn(5, 3, 1, 4).requires_grad_(), randn(2, 2)
     for qk_norm in (True, False):

@@ -37,30 +37,30 @@ def test_two_branches_equal_the_original_double_batch(name: str):
     case.check({"out": pad(torch.cat((kept, other)), grids, case.inputs["x"].shape[1])})
 
 
-@pytest.fixture
-def branches() -> tuple[Tensor, Tensor]:
-    conditional, unconditional = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    return conditional, unconditional
+CONDITIONAL, UNCONDITIONAL = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_scale_1_is_the_conditional_branch_and_0_the_unconditional(branches):
-    conditional, unconditional = branches
-    one = guide(conditional, unconditional, torch.ones(5, 1), 8)
-    torch.testing.assert_close(one, conditional)
-    assert torch.equal(guide(conditional, unconditional, torch.zeros(5, 1), 8), unconditional)
+def guided(scale_T1: Tensor, channels: int, tokens: slice = slice(None)) -> Tensor:
+    return guide(CONDITIONAL[tokens], UNCONDITIONAL[tokens], scale_T1, channels)
 
 
-def test_channels_that_are_not_guided_stay_conditional(branches):
-    out = guide(*branches, torch.full((5, 1), 7.0), 6)
-    assert torch.equal(out[:, 6:], branches[0][:, 6:])
+def test_scale_1_is_the_conditional_branch_and_0_the_unconditional():
+    torch.testing.assert_close(guided(torch.ones(5, 1), 8), CONDITIONAL)
+    assert torch.equal(guided(torch.zeros(5, 1), 8), UNCONDITIONAL)
 
 
-def test_each_token_has_the_scale_of_its_own_sequence(branches):
+def test_channels_that_are_not_guided_stay_conditional():
+    out = guided(torch.full((5, 1), 7.0), 6)
+    assert torch.equal(out[:, 6:], CONDITIONAL[:, 6:])
+    wanted = UNCONDITIONAL + 7.0 * (CONDITIONAL - UNCONDITIONAL)
+    torch.testing.assert_close(out[:, :6], wanted[:, :6])
+
+
+def test_each_token_has_the_scale_of_its_own_sequence():
     scale_T1 = torch.tensor([[1.5], [1.5], [4.0], [0.5], [0.5]])
-    together = guide(*branches, scale_T1, 6)
-    for t in range(5):
-        alone = guide(*(x[t : t + 1] for x in branches), scale_T1[t : t + 1], 6)
-        assert torch.equal(together[t : t + 1], alone)
+    together = guided(scale_T1, 6)
+    for part in (slice(t, t + 1) for t in range(5)):
+        assert torch.equal(together[part], guided(scale_T1[part], 6, part))
 
 
 def test_outside_its_interval_there_is_no_second_branch():

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fit_models.config import RopeConfig
-from fit_models.layers import linear_at
+from fit_models.layers import Block, linear_at
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids, pack_layout
 from fit_models.rope import rope_table
@@ -45,6 +45,7 @@ def run_padded(grids: list[tuple[int, int]], tokens: list[Tensor], t: Tensor, y:
     shared_BD = network.global_adaLN_modulation[1](condition_BD)
     x_BND = network.x_embedder(x_BND)
     for block, (down, up) in zip(network.blocks, network.low_rank_modulations(), strict=True):
+        assert isinstance(block, Block)
         rows = (shared_BD + up(down(condition_BD)))[:, None].chunk(6, dim=-1)
         y_BND = padded_attention(block, modulated(x_BND, rows[0], rows[1]), real_BN, angle_BNP)
         x_BND = x_BND + rows[2] * y_BND
@@ -58,7 +59,7 @@ def modulated(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     return F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6) * (1 + scale_B1D) + shift_B1D
 
 
-def padded_attention(block, x_BND: Tensor, real_BN: Tensor, angle_BNP: Tensor) -> Tensor:
+def padded_attention(block: Block, x_BND: Tensor, real_BN: Tensor, angle_BNP: Tensor) -> Tensor:
     qkv = block.attn.qkv(x_BND).unflatten(-1, (3, block.attn.num_heads, -1))
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))
     turn = torch.polar(torch.ones_like(angle_BNP), angle_BNP)[:, None]

@@ -32,7 +32,7 @@ def counts(data: LatentDataset, plan: list[np.ndarray]) -> np.ndarray:
 def test_a_batch_is_its_images_end_to_end(folder: Path, data: LatentDataset):
     shards = [read_shard(folder, row) for row in read_index(folder)["shards"]]
     stored, features = (torch.cat([s[k] for s in shards]).float() for k in ("tokens", "features"))
-    starts = np.cumsum([0] + [h * w for _, h, w in IMAGES])
+    starts = np.cumsum([0] + [h * w for _, h, w in IMAGES]).tolist()
     images = np.array([20, 3, 3, 11])
     batch = data.batch(images)
     assert batch.grids == tuple(IMAGES[i][1:] for i in images)

@@ -151,7 +151,7 @@ def test_the_learning_rate_is_the_curve_for_every_optimizer(config: TrainConfig)
 
 
 def test_it_learns(config: TrainConfig):
-    """Three dozen steps on few images: both losses fall, on the average of the network too."""
+    """Forty steps on two dozen images: both losses fall."""
     long = replace(
         config,
         num_steps=40,

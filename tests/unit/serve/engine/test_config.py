@@ -20,7 +20,7 @@ from fit_serve.engine.config import BATCHING, EngineConfig
 @pytest.mark.parametrize("value", [0, -3])
 def test_every_limit_is_at_least_one(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least 1"):
-        EngineConfig(**{name: value})
+        EngineConfig(**{name: value})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])

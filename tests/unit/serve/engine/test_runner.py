@@ -1,6 +1,5 @@
 """Laws of the runner: a sequence does not notice its neighbours, nor how it was packed."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -152,7 +151,7 @@ def test_neighbours_that_leave_in_the_middle_change_nothing(bundle: Bundle) -> N
 
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the memberships that were described."""
     counted: list[int] = []
     build = runner_module.build_batch
@@ -162,7 +161,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return build(sequences, *args)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(runner_module, "build_batch", counting)
-    yield counted
+    return counted
 
 
 def test_a_membership_is_described_once(bundle: Bundle, builds: list[int]) -> None:
@@ -216,10 +215,11 @@ def test_a_step_that_fails_leaves_the_others_state_alone(
     request = request_of("stays", (3, 4), 5, sampler="sde-heun")
     runner, stays = Runner(bundle, EngineConfig()), planned(request)
     advance(runner, [stays])
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    victim = sequence_of("victim", (5, 5))
+    with monkeypatch.context() as patch:
         patch.setattr(runner.network, "denoise", _out_of_memory)
-        victim = sequence_of("victim", (5, 5))
-        runner.run([stays, victim])
+        with pytest.raises(MemoryError):
+            runner.run([stays, victim])
     runner.forget([victim])
     while not stays.is_finished:
         advance(runner, [stays])

@@ -215,8 +215,8 @@ def test_a_mark_set_while_we_look_loses_nobody() -> None:
     class MarkedAfterTheFirstLook(Sequence):
         looks = 0
 
-        @property
-        def is_cancelled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        @property  # pyright: ignore[reportIncompatibleVariableOverride]
+        def is_cancelled(self) -> bool:
             self.looks += 1
             return self.looks > 1
 
