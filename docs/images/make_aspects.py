@@ -11,13 +11,14 @@ from fit_serve.settings import load_settings
 from fit_training.contact_sheet import captioned_strip
 
 FILE = Path(__file__).parent / "aspects.png"
-# (class, height, width, seed): seeds were picked by eye among the first few.
+# One seed for all, and not chosen: it is that of the README's first example.
+SEED = 7
 PICTURES = (
-    ("sunflower", 128, 192, 7),
-    ("ketch", 192, 96, 3),
-    ("airplanes", 96, 224, 2),
-    ("bonsai", 160, 128, 1),
-    ("soccer ball", 144, 144, 4),
+    ("sunflower", 128, 192),
+    ("ketch", 192, 96),
+    ("airplanes", 96, 224),
+    ("bonsai", 160, 128),
+    ("stop sign", 144, 144),
 )
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     """Ask the engine for all pictures at once and write them side by side."""
     assembly = assemble(load_settings({"model": "embedded"}), say=lambda _: None)
     limits = assembly.service.limits
-    requests = [limits.complete(name, h, w, seed=seed) for name, h, w, seed in PICTURES]
+    requests = [limits.complete(name, h, w, seed=SEED) for name, h, w in PICTURES]
     assembly.start()
     try:
         sequences = [sequence for request in requests for sequence in request.sequences()]
@@ -34,8 +35,8 @@ def main() -> None:
         assembly.stop()
     strip = captioned_strip(
         [
-            (f"{name}\n{width} x {height}, seed {seed}", result.pixels)
-            for (name, height, width, seed), result in zip(PICTURES, results, strict=True)
+            (f"{name}\n{width} x {height}", result.pixels)
+            for (name, height, width), result in zip(PICTURES, results, strict=True)
         ]
     )
     strip.save(FILE, optimize=True)

@@ -69,6 +69,7 @@ def photograph_features(
     kept = None if cache is None else cache / f"features-{_digest(archive, names, network)}"
     if kept is not None and (path := kept.with_suffix(".safetensors")).is_file():
         tensors = load_file(path)
+        on_progress(len(tensors["labels"]), len(tensors["labels"]))
         return LabelledFeatures(tensors["features"], tensors["labels"])
     features, labels = [], []
     with PhotographArchive(archive, names) as photographs:

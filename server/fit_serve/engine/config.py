@@ -18,7 +18,7 @@ class EngineConfig:
         max_queued_requests: sequences that may wait; more are refused.
         token_buckets: totals a step is padded up to; empty pads nothing. None pads nothing on a
             CPU, to multiples of 256 (512 above 4096) on a GPU.
-        num_threads: torch threads of a step; None leaves torch's choice.
+        num_threads: torch threads of a step; None and 0 leave torch's choice.
         decode_workers: threads that turn latents into pixels.
         rope_cache_tokens: rows of the rotary slab.
         modulation_cache_rows: (timestep, label) rows kept.
@@ -52,8 +52,8 @@ class EngineConfig:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; it must be at least 1"
             )
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads is {self.num_threads}; it must be at least 1")
+        if self.num_threads is not None and self.num_threads < 0:
+            raise ValueError(f"num_threads is {self.num_threads}; it must be at least 0")
         if not self.wedge_timeout_s > 0:
             raise ValueError(f"wedge_timeout_s is {self.wedge_timeout_s}; it must be above 0")
         if self.batching not in BATCHING:

@@ -34,3 +34,27 @@ def test_the_fast_path_is_taken_only_where_it_is_exact() -> None:
         torch.testing.assert_close((a @ b).double(), a.double() @ b.double(), atol=1e-4, rtol=0.0)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_a_gpu_is_taken_or_refused_by_what_torch_finds(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert resolve_device("auto").type == ("cuda" if has_gpu else "cpu")
+    assert resolve_device("cpu").type == "cpu"
+    if has_gpu:
+        assert resolve_device("cuda:1") == torch.device("cuda:1")
+    else:
+        with pytest.raises(ValueError, match="device is 'cuda', but torch finds no GPU here"):
+            resolve_device("cuda")
+
+
+def test_products_that_are_not_fp32_take_the_switch_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr("fit_models.device._FLOAT32_ERROR", -1.0)
+    try:
+        assert not use_fast_float32_matmul()
+        assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -172,5 +172,6 @@ def test_every_named_sampler_lands_on_the_data_of_a_straight_path() -> None:
                 v = (data - x) / max(e.sigma, 1e-3) if e.sigma > 0 else data - noise
                 drawn = torch.randn(6, 4, generator=generator)
                 x, memory = linear_step(x, v, memory, drawn, torch.tensor([e.coefficients]), seq)
-            atol = 0.5 if name.startswith("sde") else 1e-4
+            # A straight path is followed exactly; an SDE stops 0.04 of the noise short of the data.
+            atol = 8.0 / steps if name.startswith("sde") else 1e-6
             assert (x - data).abs().max() < atol, (name, steps)

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from typer.testing import CliRunner
 from fit_serve.cli.command import app
 from fit_serve.cli.doctor import software
 from fit_serve.cli.generate import format_of, summed
-from fit_serve.cli.key_values import from_key_values
 from fit_serve.cli.prepare import read_class_names
 from fit_serve.cli.train import progress_line
 from fit_serve.errors import InvalidRequest, Overloaded
@@ -29,6 +27,7 @@ SUBCOMMANDS = (
     "prepare",
     "train",
     "train-autoencoder",
+    "export",
     "evaluate",
     "bench",
     "doctor",
@@ -162,38 +161,6 @@ def test_class_names_are_one_a_line(tmp_path: Path) -> None:
 def test_a_report_of_training_is_one_line_without_the_time() -> None:
     row = {"step": 20, "flow": 0.123456, "time": 1.0}
     assert progress_line(row) == "step 20  flow 0.1235"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    folder: Path
-    count: int = 1
-    sides: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count {self.count} is below 1")
-
-
-def test_key_values_become_the_fields_of_a_dataclass() -> None:
-    made = from_key_values(Recipe, ["folder=a=b/c", "count=3", "sides=[64, 96]"])
-    assert made == Recipe(Path("a=b/c"), 3, (64, 96))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["folder"], "folder is not of the form key=value"),
-        (["folder=a", "size=3"], "size is no setting; the settings are: folder, count, sides"),
-        (["count=3"], "folder: "),
-        (["folder=a", "count=many"], "count: "),
-        (["folder=a", "count=0"], "count 0 is below 1"),
-    ],
-)
-def test_key_values_that_do_not_fit_are_refused_by_name(arguments: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        from_key_values(Recipe, arguments)
-    assert "\n" not in str(caught.value)
 
 
 def test_doctor_names_every_package_with_its_version_or_that_it_is_missing() -> None:

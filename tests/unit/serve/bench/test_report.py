@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from fit_serve.bench.load import Outcome, run_open_loop
 from fit_serve.bench.report import as_json, as_table, quantile, summarise
 from fit_serve.bench.traffic import make_requests, poisson_arrivals
+from fit_serve.request import SequenceRequest
 from support.fake_engine import FakeEngine
 
 
@@ -38,7 +41,7 @@ def test_every_request_has_exactly_one_outcome() -> None:
     engine = FakeEngine()
     arrivals = poisson_arrivals(requests, 1000.0, 0)
 
-    def submit(request):
+    def submit(request: SequenceRequest) -> Future[Any]:
         if request.sequence_id == "bench-3":
             raise RuntimeError("refused")
         return engine.submit([request])[0]

@@ -11,7 +11,6 @@ from fit_serve.engine.config import BATCHING, EngineConfig
         "max_num_batched_tokens",
         "max_num_seqs",
         "max_queued_requests",
-        "num_threads",
         "decode_workers",
         "rope_cache_tokens",
         "modulation_cache_rows",
@@ -21,6 +20,12 @@ from fit_serve.engine.config import BATCHING, EngineConfig
 def test_every_limit_is_at_least_one(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least 1"):
         EngineConfig(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_threads_are_not_negative() -> None:
+    assert EngineConfig(num_threads=0).num_threads == 0  # torch's own choice
+    with pytest.raises(ValueError, match="num_threads is -1; it must be at least 0"):
+        EngineConfig(num_threads=-1)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
