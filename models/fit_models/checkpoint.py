@@ -100,18 +100,23 @@ def save_weights(
     for stale in (WEIGHTS, INDEX):  # of the other layout, which a reader might find first
         (folder / stale).unlink(missing_ok=True)
     if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
+        _save(shards[0], folder / WEIGHTS)
         return [folder / WEIGHTS]
     stem = WEIGHTS.removesuffix(".safetensors")
     paths, weight_map = [], {}
     for number, shard in enumerate(shards, start=1):
         path = folder / f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, path, metadata={"format": "pt"})
+        _save(shard, path)
         weight_map.update(dict.fromkeys(shard, path.name))
         paths.append(path)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return paths
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library writes for the owner alone; a server often is somebody else
 
 
 def _check_names(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:

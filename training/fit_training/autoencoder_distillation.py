@@ -61,7 +61,7 @@ class DistillationConfig:
     decoder: PartShape = PartShape(width=48, blocks=(4, 4, 3, 0))
     encoder: PartShape = PartShape(width=32, blocks=(1, 2, 2, 2))
     decoder_plan: TrainingPlan = field(default_factory=lambda: TrainingPlan(steps=10_000))
-    encoder_plan: TrainingPlan = field(default_factory=lambda: TrainingPlan(steps=1_700))
+    encoder_plan: TrainingPlan = field(default_factory=lambda: TrainingPlan(steps=3_000))
     batch_pixels: int = 1 << 16
     loss: LossWeights = field(default_factory=LossWeights)
     noisy_share: float = 0.3

@@ -1,8 +1,5 @@
-"""A run: it learns, it can be stopped anywhere, and goes on as if it had never been stopped."""
+"""Steps of a run: what each consists of, what is averaged, logged and validated; it learns."""
 
-import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,11 @@ import torch
 
 from fit_training.config import TrainConfig
 from fit_training.data import LatentDataset
-from fit_training.state import load_newest_checkpoint
+from fit_training.ema import AveragedWeights
 from fit_training.trainer import Trainer, train
 from support.toy_latents import IMAGES, write_toy_latents
+from support.toy_run import NUM_STEPS, differences, logged, saved, toy_run
 
-NUM_STEPS = 6
 EVERYTHING = np.arange(len(IMAGES))
 
 
@@ -28,84 +25,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(latents: Path, tmp_path: Path) -> TrainConfig:
-    """Six steps over two epochs and a bit, a checkpoint in the middle."""
-    return TrainConfig(
-        data=str(latents),
-        output=str(tmp_path / "run"),
-        model="FiTv2-toy/2",
-        num_steps=NUM_STEPS,
-        tokens_per_batch=50,
-        warmup_steps=2,
-        decay_steps=2,
-        alignment_block=1,
-        log_every=1,
-        checkpoint_every=3,
-        keep_checkpoints=5,
-        device="cpu",
-    )
-
-
-def saved(config: TrainConfig) -> dict[str, Any]:
-    state = load_newest_checkpoint(Path(config.output))
-    assert state is not None
-    return state
-
-
-def logged(config: TrainConfig) -> list[dict[str, Any]]:
-    lines = (Path(config.output) / "log.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def differences(left: Any, right: Any, path: str = "") -> list[str]:
-    """Where two states differ in any bit."""
-    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
-        return [d for k in left for d in differences(left[k], right[k], f"{path}/{k}")]
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        pairs = enumerate(zip(left, right, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}/{i}")]
-    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
-        return [] if left.dtype == right.dtype and torch.equal(left, right) else [path]
-    return [] if left == right else [path]
-
-
-def stop_at(step: int):
-    def on_progress(row: dict[str, Any]) -> None:
-        if row["step"] == step and "loss" in row:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return on_progress
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("stop", [3, 4])  # with its checkpoint, and between two
-def test_a_stopped_run_goes_on_bit_for_bit(
-    config: TrainConfig, tmp_path: Path, precision: str, optimizer: str, stop: int
-):
-    whole = replace(config, precision=precision, optimizer=optimizer)
-    broken = replace(whole, output=str(tmp_path / "broken"))
-    train(whole)
-    path = train(broken, stop_at(stop))
-    assert path.name == f"checkpoint-{stop:08d}.pt"
-    assert saved(broken)["progress"][0] == stop
-    torch.manual_seed(1234)  # whatever the process did in between
-    train(broken)
-    one, two = saved(whole), saved(broken)
-    assert one["progress"][:2] > [NUM_STEPS - 1, 0]
-    assert differences({**one, "config": None}, {**two, "config": None}) == []
-    losses = [[row["loss"] for row in logged(run)] for run in (whole, broken)]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == NUM_STEPS
-
-
-def test_the_same_run_twice_is_the_same(config: TrainConfig, tmp_path: Path):
-    again = replace(config, output=str(tmp_path / "again"))
-    train(config)
-    train(again)
-    assert differences(saved(config)["averaged"], saved(again)["averaged"]) == []
-    other = replace(config, output=str(tmp_path / "other"), seed=1)
-    train(other)
-    assert differences(saved(config)["averaged"], saved(other)["averaged"]) != []
+    return toy_run(latents, tmp_path / "run")
 
 
 def test_a_run_crosses_epochs_and_counts_what_it_saw(config: TrainConfig):
@@ -120,26 +40,6 @@ def test_a_run_crosses_epochs_and_counts_what_it_saw(config: TrainConfig):
     assert images == sum(len(batch) for batch in batches)
 
 
-def test_a_finished_run_is_not_trained_further(config: TrainConfig):
-    train(config)
-    before = saved(config)
-    assert train(config).name == f"checkpoint-{NUM_STEPS:08d}.pt"
-    assert differences(before, saved(config)) == []
-    assert len(logged(config)) == NUM_STEPS
-
-
-def test_the_last_step_is_saved_whatever_the_interval(config: TrainConfig):
-    path = train(replace(config, checkpoint_every=4))
-    names = sorted(p.name for p in path.parent.glob("checkpoint-*"))
-    assert names == ["checkpoint-00000004.pt", "checkpoint-00000006.pt"]
-
-
-def test_the_handler_of_sigterm_is_put_back(config: TrainConfig):
-    before = signal.getsignal(signal.SIGTERM)
-    train(replace(config, num_steps=1))
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_the_learning_rate_is_the_curve_for_every_optimizer(config: TrainConfig):
     trainer = Trainer(config)
     wanted = [0.5, 1.0, 1.0, 1.0, 1.0, 0.5]
@@ -148,6 +48,49 @@ def test_the_learning_rate_is_the_curve_for_every_optimizer(config: TrainConfig)
         assert scalars["learning_rate"] == pytest.approx(factor * config.learning_rate)
         rates = {g["lr"] for optimizer in trainer.optimizers for g in optimizer.param_groups}
         assert rates == {scalars["learning_rate"]}
+
+
+def test_every_step_makes_its_own_random_choices(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[int, float]] = []
+    losses = Trainer.losses
+
+    def spy(self: Trainer, batch: Any, generator: torch.Generator, dropout: float):
+        seen.append((generator.initial_seed(), dropout))
+        return losses(self, batch, generator, dropout)
+
+    monkeypatch.setattr(Trainer, "losses", spy)
+    for seed in (0, 1):
+        train(replace(config, output=f"{config.output}-{seed}", seed=seed, class_dropout=0.3))
+    assert len({seed for seed, _ in seen}) == len(seen) == 2 * NUM_STEPS
+    assert {dropout for _, dropout in seen} == {0.3}
+
+
+def test_gradients_are_clipped_over_all_parameters_and_gone_after_the_step(config: TrainConfig):
+    trainer = Trainer(replace(config, gradient_clip=0.05, precision="float32"))
+    parameters = [*trainer.network.parameters(), *trainer.head.parameters()]
+    clipped: list[float] = []
+
+    def measure(*_: Any) -> None:
+        norms = [p.grad.norm() for p in parameters if p.grad is not None]
+        clipped.append(torch.stack(norms).norm().item())
+
+    trainer.optimizers[0].register_step_pre_hook(measure)
+    scalars = trainer.train_step(next(trainer.batches()))
+    assert scalars["gradient_norm"] > 0.05
+    assert clipped == pytest.approx([0.05], rel=1e-3)
+    assert all(parameter.grad is None for parameter in parameters)
+
+
+def test_the_served_weights_are_the_average_of_every_step(config: TrainConfig):
+    trainer = Trainer(config)
+    average = AveragedWeights(trainer.network, config.ema_decay)
+    for _, batch in zip(range(4), trainer.batches(), strict=False):
+        trainer.train_step(batch)
+        average.update(trainer.network)
+    assert differences(trainer.averaged.weights, average.weights) == []
+    assert differences(trainer.state()["averaged"], trainer.network.state_dict()) != []
 
 
 def test_it_learns(config: TrainConfig):
@@ -183,6 +126,7 @@ def test_validation_sees_every_image_with_the_same_noise_and_the_averaged_weight
     for weight in trainer.averaged.weights.values():
         weight += 0.05
     assert trainer.validation_loss() != fresh
+    assert differences(trainer.network.state_dict(), live) == []
 
 
 def test_validation_is_logged_with_every_checkpoint(config: TrainConfig, tmp_path: Path):
@@ -196,23 +140,6 @@ def test_validation_is_logged_with_every_checkpoint(config: TrainConfig, tmp_pat
     ]
     assert [row["step"] for row in seen] == [3, 6, 6]
     assert seen == logged(replace(config, log_every=6))
-
-
-def test_a_run_goes_on_with_its_own_normalisation_when_the_folder_has_grown(
-    config: TrainConfig, tmp_path: Path
-):
-    """More photographs arrive: a new epoch begins, and the latent space stays what it was."""
-    folder = write_toy_latents(tmp_path / "grown", IMAGES[:12], num_shards=1)
-    first = replace(config, data=str(folder), num_steps=2)
-    train(first)
-    state = saved(first)
-    (folder / "index.json").unlink()
-    write_toy_latents(folder)
-    trainer = Trainer(replace(first, num_steps=NUM_STEPS))
-    assert [trainer.data.latent_shift, trainer.data.latent_scale] != state["latents"]
-    trainer.restore(state)
-    assert [trainer.data.latent_shift, trainer.data.latent_scale] == state["latents"]
-    assert (trainer.epoch, trainer.position) == (state["progress"][1] + 1, 0)
 
 
 def test_classes_that_are_left_out_are_not_in_the_network(config: TrainConfig):
