@@ -7,11 +7,11 @@ import pytest
 
 from support.repository import ROOT
 
-VARIABLE = "FIT_SERVE_DATA"
+VARIABLE = "FIT_TEST_DATA"
 
 
 def shared_data() -> Path:
-    """Return the folder named by FIT_SERVE_DATA, or ../shared/data; skip the test without one."""
+    """Return the folder named by FIT_TEST_DATA, or ../shared/data; skip the test without one."""
     folder = Path(os.environ.get(VARIABLE, ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; name one in {VARIABLE}")
