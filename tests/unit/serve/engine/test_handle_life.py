@@ -95,6 +95,16 @@ def test_the_death_of_the_loop_leaves_nobody_waiting(
             handle.submit([request_of()])
 
 
+def test_what_comes_just_as_the_loop_ends_is_refused_and_not_kept(bundle: Bundle) -> None:
+    with running(bundle) as handle:
+        with held(handle, request_of("runs")) as (runs,):
+            handle._engine.stop()  # the thread lives until the step is over
+            with pytest.raises(NotReady, match="has stopped"):
+                handle.submit([request_of("late"), request_of("later")])
+            assert handle.state().waiting == 0
+        assert isinstance(end_of(runs), Cancelled)
+
+
 @silent_death
 def test_the_death_of_a_decoder_is_seen_and_nobody_waits_for_ever(bundle: Bundle) -> None:
     def deadly(latents: Tensor) -> None:
