@@ -171,11 +171,16 @@ def save_bundle(
             "_class_name": "FitBundle",
             "name": name,
             "transformer": ["fit_models", _NETWORK_CLASS],
-            "vae": ["diffusers", "AutoencoderTiny"],
+            "vae": ["diffusers", _autoencoder_class(folder / "vae" / "config.json")],
             "scheduler": ["fit_models", "Flow"],
             "id2label": {str(label): text for label, text in enumerate(class_names)},
         },
     )
+
+
+def _autoencoder_class(config: Path) -> str:
+    """The class a copied autoencoder names; the small one where none is there yet."""
+    return str(_read_json(config).get("_class_name")) if config.is_file() else "AutoencoderTiny"
 
 
 def _class_names(index: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
