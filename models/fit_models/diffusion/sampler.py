@@ -128,6 +128,15 @@ def _last_step(kind: str, sigma: float, g: float, step: int) -> tuple[Evaluation
     return (Evaluation(sigma, (*row, 0.0, 0.0, 0.0, 0.0, 0.0), step),)
 
 
+def _noisy_sigmas(
+    num_inference_steps: int, last_step: str, last_step_size: float
+) -> tuple[float, ...]:
+    """Sigmas of the steps with noise; the last step, if any, goes on from the last of them to 0."""
+    noisy_steps = num_inference_steps - (last_step != "none")
+    end = 0.0 if last_step == "none" else last_step_size
+    return flow_sigmas(noisy_steps, end) if noisy_steps else (1.0,)
+
+
 def sde_euler(
     num_inference_steps: int,
     form: str = "sigma",
@@ -140,9 +149,7 @@ def sde_euler(
     Both drift and score are functions of the one prediction, so the network is asked once where the
     original asks twice. `num_inference_steps` counts the last step.
     """
-    noisy_steps = num_inference_steps - (last_step != "none")
-    end = 0.0 if last_step == "none" else last_step_size
-    sigmas = flow_sigmas(noisy_steps, end) if noisy_steps else (1.0,)
+    sigmas = _noisy_sigmas(num_inference_steps, last_step, last_step_size)
     rows = []
     for i, (s, s_next) in enumerate(pairwise(sigmas)):
         h, g = s - s_next, diffusion_coefficient(form, norm, s)
@@ -165,11 +172,9 @@ def sde_heun(
     Raises:
         ValueError: the schedule reaches sigma 0 where the drift has no value.
     """
-    noisy_steps = num_inference_steps - (last_step != "none")
-    end = 0.0 if last_step == "none" else last_step_size
-    if end == 0.0:
+    sigmas = _noisy_sigmas(num_inference_steps, last_step, last_step_size)
+    if sigmas[-1] == 0.0:
         raise ValueError("sde_heun needs a last step: its drift has no value at sigma 0")
-    sigmas = flow_sigmas(noisy_steps, end) if noisy_steps else (1.0,)
     noises = [
         math.sqrt(2.0 * diffusion_coefficient(form, norm, s) * (s - s_next))
         for s, s_next in pairwise(sigmas)
@@ -185,7 +190,7 @@ def sde_heun(
         rows.append(Evaluation(s, first, i, ends_step=False))
         rows.append(Evaluation(s_next, second, i))
     g_last = diffusion_coefficient(form, norm, sigmas[-1])
-    last = _last_step(last_step, sigmas[-1], g_last, noisy_steps)
+    last = _last_step(last_step, sigmas[-1], g_last, len(noises))
     return Trajectory((*rows, *last), start_noise=noises[0] if noises else 0.0)
 
 
