@@ -1,11 +1,11 @@
 """Operators over packed sequences: the public names."""
 
-from fit_kernels.attention import attention_varlen
+from fit_kernels.attention import attention_varlen, use_attention
 from fit_kernels.backend import use_backend
 from fit_kernels.ops import (
-    gated_residual,
+    gated_residual_layer_norm_modulate,
+    guided_step,
     layer_norm_modulate,
-    linear_step,
     qk_norm_rope,
     swiglu,
 )
@@ -13,11 +13,12 @@ from fit_kernels.rows import gather_rows
 
 __all__ = [
     "attention_varlen",
-    "gated_residual",
+    "gated_residual_layer_norm_modulate",
     "gather_rows",
+    "guided_step",
     "layer_norm_modulate",
-    "linear_step",
     "qk_norm_rope",
     "swiglu",
+    "use_attention",
     "use_backend",
 ]

@@ -11,46 +11,86 @@ from fit_kernels.backend import implementation
 
 
 def layer_norm_modulate(
-    x_TD: Tensor, shift_RD: Tensor, scale_RD: Tensor, row_T: Tensor, eps: float = 1e-6
+    x_TD: Tensor,
+    shift_RD: Tensor | None,
+    scale_RD: Tensor,
+    row_T: Tensor,
+    eps: float = 1e-6,
+    norm: str = "layer",
 ) -> Tensor:
-    """`LN(x) * (1 + scale[row]) + shift[row]`, [T, D]."""
-    return implementation("layer_norm_modulate")(x_TD, shift_RD, scale_RD, row_T, eps)
+    """`norm(x) * (1 + scale[row]) + shift[row]`, [T, D]."""
+    return implementation("layer_norm_modulate")(x_TD, shift_RD, scale_RD, row_T, eps, norm)
 
 
-def gated_residual(x_TD: Tensor, y_TD: Tensor, gate_RD: Tensor, row_T: Tensor) -> Tensor:
-    """`x + gate[row] * y`, [T, D]."""
-    return implementation("gated_residual")(x_TD, y_TD, gate_RD, row_T)
+def gated_residual_layer_norm_modulate(
+    x_TD: Tensor,
+    y_TD: Tensor,
+    gate_RD: Tensor,
+    shift_RD: Tensor | None,
+    scale_RD: Tensor,
+    row_T: Tensor,
+    eps: float = 1e-6,
+    norm: str = "layer",
+) -> tuple[Tensor, Tensor]:
+    """`s = x + gate[row] * y` and the next `layer_norm_modulate(s)`, each [T, D]."""
+    return implementation("gated_residual_layer_norm_modulate")(
+        x_TD, y_TD, gate_RD, shift_RD, scale_RD, row_T, eps, norm
+    )
 
 
-def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """`SiLU(gate) * up`, [T, F]."""
-    return implementation("swiglu")(gate_TF, up_TF)
+def swiglu(gate_up_T2F: Tensor) -> Tensor:
+    """`SiLU(gate) * up` of the two halves of one projection, [T, F]."""
+    return implementation("swiglu")(gate_up_T2F)
 
 
 def qk_norm_rope(
-    qkv_T3HE: Tensor,
+    qkv_TXE: Tensor,
     cos_PE2: Tensor,
     sin_PE2: Tensor,
     rope_row_T: Tensor,
     *,
-    qk_norm: bool,
+    num_heads: int,
+    norm: str,
     eps: float = 1e-6,
+    weight_JE: Tensor | None = None,
+    bias_JE: Tensor | None = None,
+    interleaved: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised and rotated queries and keys, and the values, each [T, H, E]."""
+    """Normalised and rotated queries [T, H, E] and keys [T, G, E], and the values [T, G, E]."""
     return implementation("qk_norm_rope")(
-        qkv_T3HE, cos_PE2, sin_PE2, rope_row_T, qk_norm=qk_norm, eps=eps
+        qkv_TXE,
+        cos_PE2,
+        sin_PE2,
+        rope_row_T,
+        num_heads=num_heads,
+        norm=norm,
+        eps=eps,
+        weight_JE=weight_JE,
+        bias_JE=bias_JE,
+        interleaved=interleaved,
     )
 
 
-def linear_step(
-    x_TC: Tensor,
-    velocity_TC: Tensor,
-    memory_TC: Tensor,
-    noise_TC: Tensor | None,
-    coefficients_S7: Tensor,
-    seq_of_token_T: Tensor,
+def guided_step(
+    x_TsK: Tensor,
+    velocity_TK: Tensor,
+    memory_TsK: Tensor,
+    noise_TsK: Tensor | None,
+    conditional_Ts: Tensor,
+    unconditional_Ts: Tensor,
+    rows_S8: Tensor,
+    sequence_Ts: Tensor,
+    guided_channels: int,
 ) -> tuple[Tensor, Tensor]:
-    """One linear sampler update with each sequence's own coefficients: x', memory'."""
-    return implementation("linear_step")(
-        x_TC, velocity_TC, memory_TC, noise_TC, coefficients_S7, seq_of_token_T
+    """Guidance and one linear sampler update, each sequence by its own row: x', memory'."""
+    return implementation("guided_step")(
+        x_TsK,
+        velocity_TK,
+        memory_TsK,
+        noise_TsK,
+        conditional_Ts,
+        unconditional_Ts,
+        rows_S8,
+        sequence_Ts,
+        guided_channels,
     )

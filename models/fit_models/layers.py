@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fit_kernels import attention_varlen, gated_residual, layer_norm_modulate, qk_norm_rope, swiglu
+from fit_kernels import (
+    attention_varlen,
+    gated_residual_layer_norm_modulate,
+    qk_norm_rope,
+    swiglu,
+)
 from fit_models.packing import PackedLayout
 
 FREQUENCY_CHANNELS = 256
@@ -89,16 +94,23 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: PackedLayout) -> Tensor:
         """[T, D] -> [T, D]."""
-        qkv_T3HE = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))
+        qkv_TXE = self.qkv(x_TD).unflatten(-1, (3 * self.num_heads, -1))
         q_THE, k_THE, v_THE = qk_norm_rope(
-            qkv_T3HE, layout.rope_cos, layout.rope_sin, layout.rope_row, qk_norm=True
+            qkv_TXE,
+            layout.rope_cos,
+            layout.rope_sin,
+            layout.rope_row,
+            num_heads=self.num_heads,
+            norm="layer",
         )
-        out_THE = attention_varlen(q_THE, k_THE, v_THE, layout.runs)
+        out_THE = attention_varlen(
+            q_THE, k_THE, v_THE, layout.cu_seqlens, layout.runs, layout.max_length
+        )
         return self.proj(out_THE.flatten(1))
 
 
 class SwiGLU(nn.Module):
-    """The gated MLP; `fc1_g` is the gate."""
+    """The gated MLP; `fc1_g` is the gate. `fit_models.joined` lays both out as one for serving."""
 
     def __init__(self, hidden_size: int, mlp_hidden: int) -> None:
         super().__init__()
@@ -108,7 +120,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
-        return self.fc2(swiglu(self.fc1_g(x_TD), self.fc1_x(x_TD)))
+        weight = torch.cat((self.fc1_g.weight, self.fc1_x.weight))
+        bias = torch.cat((self.fc1_g.bias, self.fc1_x.bias))
+        return self.fc2(swiglu(F.linear(x_TD, weight, bias)))
 
 
 class Block(nn.Module):
@@ -124,14 +138,37 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x_TD: Tensor, modulation_R6D: Tensor, row_T: Tensor, layout: PackedLayout
-    ) -> Tensor:
-        """[T, D] -> [T, D], with one row of six vectors per distinct (timestep, label)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_R6D.chunk(6, dim=-1)
-        y_TD = self.attn(layer_norm_modulate(x_TD, shift1, scale1, row_T), layout)
-        x_TD = gated_residual(x_TD, y_TD, gate1, row_T)
-        y_TD = self.mlp(layer_norm_modulate(x_TD, shift2, scale2, row_T))
-        return gated_residual(x_TD, y_TD, gate2, row_T)
+        self,
+        x_TD: Tensor,
+        normed_TD: Tensor,
+        modulation_R6D: Tensor,
+        following_RM: Tensor,
+        row_T: Tensor,
+        layout: PackedLayout,
+    ) -> tuple[Tensor, Tensor]:
+        """Advance the residual stream; norms are taken where the stream is last written.
+
+        Args:
+            x_TD: the residual stream.
+            normed_TD: the stream normalised and modulated by this block's first shift and scale.
+            modulation_R6D: one row of six vectors per distinct (timestep, label).
+            following_RM: rows of the next block, or of the final layer: they begin with the shift
+                and the scale of the norm after this block.
+            row_T: each token's row.
+            layout: where each sequence lies.
+
+        Returns:
+            the stream, and the stream normalised and modulated for what follows, each [T, D].
+        """
+        _, _, gate1, shift2, scale2, gate2 = modulation_R6D.chunk(6, dim=-1)
+        width = x_TD.shape[-1]
+        shift3, scale3 = following_RM[:, :width], following_RM[:, width : 2 * width]
+        y_TD = self.attn(normed_TD, layout)
+        x_TD, normed_TD = gated_residual_layer_norm_modulate(
+            x_TD, y_TD, gate1, shift2, scale2, row_T
+        )
+        y_TD = self.mlp(normed_TD)
+        return gated_residual_layer_norm_modulate(x_TD, y_TD, gate2, shift3, scale3, row_T)
 
 
 class FinalLayer(nn.Module):
@@ -142,10 +179,9 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
-    def forward(self, x_TD: Tensor, modulation_R2D: Tensor, row_T: Tensor) -> Tensor:
-        """[T, D] -> [T, K]."""
-        shift, scale = modulation_R2D.chunk(2, dim=-1)
-        return self.linear(layer_norm_modulate(x_TD, shift, scale, row_T))
+    def forward(self, normed_TD: Tensor) -> Tensor:
+        """[T, D], normalised and modulated by the last block -> [T, K]."""
+        return self.linear(normed_TD)
 
 
 def shifted_timestep(timestep_S: Tensor, time_shifting: float) -> Tensor:

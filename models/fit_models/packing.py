@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ class PackedLayout:
     def num_sequences(self) -> int:
         """S."""
         return len(self.lengths)
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(length for _, _, length in self.runs)
 
 
 def pack_layout(

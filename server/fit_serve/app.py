@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from fit_kernels import use_attention, use_backend
 from fit_models.bundle import Bundle, load_bundle
 from fit_models.diffusion.sampler import SAMPLERS
 from fit_serve.engine import EngineConfig, EngineHandle
@@ -54,10 +55,13 @@ class Assembly:
 def assemble(settings: Settings, say: Callable[[str], None] = _log.info) -> Assembly:
     """Load the model and build all parts around it; `say` is told what takes time.
 
-    Raises `ValueError` or `OSError` if the bundle cannot be loaded as asked.
+    Raises `ValueError` or `OSError` if the bundle cannot be loaded, or kernels asked for by name
+    cannot run.
     """
     say(f"loading {settings.model}")
     bundle = load_bundle(settings.model, settings.device, settings.dtype)
+    use_backend(settings.operators, bundle.device)
+    use_attention(settings.attention)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

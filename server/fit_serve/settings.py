@@ -40,6 +40,23 @@ class Settings(BaseSettings):
         Literal["auto", "float32", "bfloat16"],
         Field(description="Precision of the network; auto is bfloat16 on a GPU, else float32."),
     ] = "auto"
+    operators: Annotated[
+        Literal["auto", "reference", "compiled", "fused"],
+        Field(description="Form of the operators; auto takes fused kernels where they can run."),
+    ] = "auto"
+    attention: Annotated[
+        Literal[
+            "auto",
+            "grouped",
+            "torch-varlen",
+            "fused",
+            "flash-attn-2",
+            "flash-attn-3",
+            "flash-attn-4",
+            "xformers",
+        ],
+        Field(description="Attention over the packed batch; fit-serve doctor says what is here."),
+    ] = "auto"
     max_num_batched_tokens: Annotated[
         int | None, Field(ge=1, description="Most tokens in an engine step, both branches.")
     ] = None

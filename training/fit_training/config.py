@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fit_kernels.backend import BACKENDS
 from fit_models.config import NAMED_CONFIGS
 
 
@@ -41,7 +42,8 @@ class TrainConfig:
         alignment_block: block after which tokens are aligned, counted from 1.
         ema_decay: of the averaged weights that are served.
         precision: "bfloat16" autocast or "float32".
-        operators: "reference" or "compiled" (fused by torch.compile; a minute at the start).
+        operators: "reference", "compiled" (by torch.compile; a minute at the start), "fused" (our
+            kernels, on a GPU) or "auto": fused where it can run, else reference.
         num_threads: torch threads; 0 leaves torch's own choice.
         device: "auto", "cpu" or "cuda".
         log_every: steps between log lines.
@@ -69,7 +71,7 @@ class TrainConfig:
     alignment_block: int = 3
     ema_decay: float = 0.9995
     precision: str = "bfloat16"
-    operators: str = "reference"
+    operators: str = "auto"
     num_threads: int = 0
     device: str = "auto"
     log_every: int = 20
@@ -81,7 +83,7 @@ class TrainConfig:
         _one_of("model", self.model, tuple(NAMED_CONFIGS))
         _one_of("optimizer", self.optimizer, ("muon", "adamw"))
         _one_of("precision", self.precision, ("bfloat16", "float32"))
-        _one_of("operators", self.operators, ("reference", "compiled"))
+        _one_of("operators", self.operators, ("auto", *BACKENDS))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         for name in ("num_steps", "tokens_per_batch", "log_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 1)

@@ -48,10 +48,10 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        use_backend(config.operators)
         torch.manual_seed(config.seed)
         self.config = config
         self.device = _device(config.device)
+        use_backend(config.operators, self.device)
         self.data = LatentDataset(Path(config.data), config.classes)
         self.validation = None
         if config.validation_data:
@@ -125,8 +125,8 @@ class Trainer:
         )
         captured: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            captured.append(output)
+        def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+            captured.append(output[0])
 
         block = network.blocks[self.config.alignment_block - 1]
         hook = block.register_forward_hook(keep)

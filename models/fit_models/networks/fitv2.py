@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fit_kernels import layer_norm_modulate
 from fit_models.config import ModelConfig
 from fit_models.layers import (
     Block,
@@ -109,10 +110,13 @@ class FiTv2(nn.Module):
     ) -> Tensor:
         """The same, with modulation rows made elsewhere: [T, K] -> [T, K]."""
         row_T = modulation.row_of_token
+        following = (*modulation.blocks[1:], modulation.final)
+        shift_RD, scale_RD = modulation.blocks[0].chunk(6, dim=-1)[:2]
         x_TD = self.x_embedder(tokens_TK)
-        for block, modulation_R6D in zip(self.blocks, modulation.blocks, strict=True):
-            x_TD = block(x_TD, modulation_R6D, row_T, layout)
-        return self.final_layer(x_TD, modulation.final, row_T)
+        normed_TD = layer_norm_modulate(x_TD, shift_RD, scale_RD, row_T)
+        for block, own, after in zip(self.blocks, modulation.blocks, following, strict=True):
+            x_TD, normed_TD = block(x_TD, normed_TD, own, after, row_T, layout)
+        return self.final_layer(normed_TD)
 
     def initialize(self) -> None:
         """Fresh weights as FiTv2 starts training: Xavier, and zero wherever a gate must be shut."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fit_kernels import use_backend
 from fit_models.bundle import Bundle, load_bundle
 from fit_serve.bench.load import run_open_loop
 from fit_serve.bench.report import Row, as_json, summarise
@@ -69,6 +70,7 @@ def run_bench(config: BenchConfig, say: Callable[[str], None]) -> tuple[list[Row
         ValueError: model, traffic or policy is unknown, or nothing was answered.
     """
     bundle = load_bundle(config.model, config.device, config.dtype)
+    use_backend("auto", bundle.device)
     requests = _requests(bundle, config)
     rows = (
         _measure_url(config, requests, say)

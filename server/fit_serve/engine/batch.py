@@ -33,7 +33,7 @@ class Batch:
         sequence_of_state: int64 [Ts].
         token_source: int64 [T], the state token each packed token is read from.
         conditional, unconditional: int64 [Ts], the packed token each state token's predictions are
-            read from; equal where there is one branch.
+            read from; equal where there is one branch, the same tensor where nobody has two.
         num_padding: tokens of padding at the tail.
     """
 
@@ -94,6 +94,8 @@ def build_batch(sequences: Items[Sequence], rope: RopeCache, buckets: Items[int]
         rope_rows.append(torch.zeros(padding, dtype=torch.int64))
         source.append(torch.zeros(padding, dtype=torch.int64))
     counts = torch.tensor([s.num_tokens for s in sequences])
+    conditional_of_state = torch.cat(conditional).to(device)
+    nobody_guided = all(s.num_branches == 1 for s in sequences)
     return Batch(
         sequences=tuple(sequences),
         branches=tuple(s.num_branches for s in sequences),
@@ -101,7 +103,9 @@ def build_batch(sequences: Items[Sequence], rope: RopeCache, buckets: Items[int]
         state_slices=tuple(slices),
         sequence_of_state=torch.repeat_interleave(torch.arange(len(sequences)), counts).to(device),
         token_source=torch.cat(source).to(device),
-        conditional=torch.cat(conditional).to(device),
-        unconditional=torch.cat(unconditional).to(device),
+        conditional=conditional_of_state,
+        unconditional=conditional_of_state
+        if nobody_guided
+        else torch.cat(unconditional).to(device),
         num_padding=padding,
     )

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fit_kernels import linear_step
+from fit_kernels import guided_step
 from fit_models.bundle import Bundle
-from fit_models.diffusion.guidance import guide
 from fit_models.diffusion.prediction import timestep_of_sigma
 from fit_models.modulation import StackedModulation
 from fit_models.rope import rope_table
@@ -76,15 +75,20 @@ class Runner:
         batch = self._batch_of(sequences)
         assert self._packed is not None
         state_TsK, memory_TsK = self._packed
-        velocity_TsK = self._velocity(batch, state_TsK)
-        rows = [s.evaluations[s.position].coefficients for s in batch.sequences]
-        self._packed = linear_step(
+        rows = [
+            (*s.evaluations[s.position].coefficients, s.guidance_scales[s.position])
+            for s in batch.sequences
+        ]
+        self._packed = guided_step(
             state_TsK,
-            velocity_TsK,
+            self._velocity(batch, state_TsK),
             memory_TsK,
             self._noise(batch),
+            batch.conditional,
+            batch.unconditional,
             torch.tensor(rows, device=self.device),
             batch.sequence_of_state,
+            self.network.config.guided_token_channels,
         )
         return StepReport(
             real_tokens=batch.num_real_tokens,
@@ -142,24 +146,12 @@ class Runner:
         return _SequenceState(tokens, torch.zeros_like(tokens), generator)
 
     def _velocity(self, batch: Batch, state_TsK: Tensor) -> Tensor:
-        """Guided velocity of every state token, fp32 [Ts, K]."""
+        """The network's prediction for every packed token, [T, K]."""
         tokens_TK = state_TsK.index_select(0, batch.token_source).to(self.dtype)
         keys, row_of_branch = self._modulation_keys(batch)
         row_of_token = row_of_branch.to(self.device).index_select(0, batch.layout.seq_of_token)
         modulation = self._stacked.split(self.modulation.rows(keys), row_of_token)
-        velocity_TK = self.network.denoise(tokens_TK, batch.layout, modulation).float()
-        conditional_TsK = velocity_TK.index_select(0, batch.conditional)
-        if all(branches == 1 for branches in batch.branches):
-            return conditional_TsK
-        scale_S = torch.tensor(
-            [s.guidance_scales[s.position] for s in batch.sequences], device=self.device
-        )
-        return guide(
-            conditional_TsK,
-            velocity_TK.index_select(0, batch.unconditional),
-            scale_S.index_select(0, batch.sequence_of_state)[:, None],
-            self.network.config.guided_token_channels,
-        )
+        return self.network.denoise(tokens_TK, batch.layout, modulation)
 
     def _modulation_keys(self, batch: Batch) -> tuple[list[Key], Tensor]:
         """Distinct (timestep, label) of the step, and which one each branch uses."""

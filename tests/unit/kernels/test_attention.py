@@ -3,7 +3,7 @@
 Dimension key: T packed tokens, H heads, E head dim.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fit_kernels import attention, attention_varlen
-from fit_kernels.attention import equal_runs
+from fit_kernels import attention_varlen
+from fit_kernels.attention import equal_runs, grouped
 
 LENGTHS = [[1], [1, 1, 1], [7, 7, 3], [5, 1, 5, 5], [2, 3, 5, 7], [16, 16, 16, 16]]
 # Of values of order one: fp32 rounds at 6e-8; bf16 keeps 8 bits, of the scores and weights too.
@@ -24,6 +24,16 @@ def random_qkv(lengths: list[int], heads: int = 2, head_dim: int = 12) -> tuple[
     generator = torch.Generator().manual_seed(sum(lengths))
     shape = (3, sum(lengths), heads, head_dim)
     return torch.randn(shape, generator=generator, dtype=torch.float64).unbind()
+
+
+def attend(
+    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, lengths: list[int], scale: float | None = None
+) -> Tensor:
+    """What the network calls, for sequences of these lengths."""
+    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return attention_varlen(
+        q_THE, k_TGE, v_TGE, cu_seqlens, equal_runs(lengths), max(lengths), scale
+    )
 
 
 def block_diagonal(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, lengths: list[int]) -> Tensor:
@@ -57,7 +67,7 @@ def test_neighbouring_runs_differ_in_length(lengths: list[int]):
 def test_equals_the_block_diagonal_definition(lengths: list[int], dtype: torch.dtype):
     q, k, v = random_qkv(lengths)
     wanted = block_diagonal(q, k, v, lengths)
-    out = attention_varlen(q.to(dtype), k.to(dtype), v.to(dtype), equal_runs(lengths))
+    out = attend(q.to(dtype), k.to(dtype), v.to(dtype), lengths)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), wanted, atol=TOLERANCE[dtype], rtol=0.0)
 
@@ -71,7 +81,7 @@ def test_equals_sdpa_of_each_sequence_alone(lengths: list[int], dtype: torch.dty
         F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv))[0].transpose(0, 1)
         for qkv in zip(*parts, strict=True)
     ]
-    out = attention_varlen(q, k, v, equal_runs(lengths))
+    out = attend(q, k, v, lengths)
     torch.testing.assert_close(out, torch.cat(alone), atol=TOLERANCE[dtype], rtol=0.0)
 
 
@@ -80,7 +90,7 @@ def test_equals_sdpa_of_each_sequence_alone(lengths: list[int], dtype: torch.dty
 def test_gradients_equal_those_of_the_definition(lengths: list[int], dtype: torch.dtype):
     q, k, v = (x.to(dtype).requires_grad_() for x in random_qkv(lengths))
     grad_THE = v.detach().roll(1, 0)
-    out = attention_varlen(q, k, v, equal_runs(lengths))
+    out = attend(q, k, v, lengths)
     ours = torch.autograd.grad(out, (q, k, v), grad_THE)
     q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
     wanted = torch.autograd.grad(block_diagonal(q, k, v, lengths), (q, k, v), grad_THE.double())
@@ -96,8 +106,8 @@ def test_both_forms_agree_and_a_scale_is_heeded(
     q, k, v = (x.to(dtype) for x in random_qkv(lengths))
     outs = []
     for prefers in (True, False):
-        monkeypatch.setattr(attention, "_prefers_bmm", lambda _, prefers=prefers: prefers)
-        outs.append(attention_varlen(q, k, v, equal_runs(lengths), scale=0.7))
+        monkeypatch.setattr(grouped, "_prefers_bmm", lambda _, prefers=prefers: prefers)
+        outs.append(attend(q, k, v, lengths, scale=0.7))
     torch.testing.assert_close(outs[0], outs[1], atol=TOLERANCE[dtype], rtol=0.0)
     q64, k64, v64 = (x.double() for x in (q, k, v))
     wanted = block_diagonal(q64 * 0.7 * 12**0.5, k64, v64, lengths)
@@ -111,9 +121,9 @@ def test_a_sequence_does_not_notice_its_neighbours(lengths: list[int], data: st.
     q, k, v = (x.float() for x in random_qkv(lengths))
     start = sum(lengths[:chosen])
     ours = slice(start, start + lengths[chosen])
-    before = attention_varlen(q, k, v, equal_runs(lengths))[ours]
+    before = attend(q, k, v, lengths)[ours]
     for x in (q, k, v):
         kept = x[ours].clone()
         x.fill_(torch.nan)
         x[ours] = kept
-    assert torch.equal(attention_varlen(q, k, v, equal_runs(lengths))[ours], before)
+    assert torch.equal(attend(q, k, v, lengths)[ours], before)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fit_kernels import (
-    gated_residual,
+    backend,
+    gated_residual_layer_norm_modulate,
+    guided_step,
     layer_norm_modulate,
-    linear_step,
     qk_norm_rope,
     swiglu,
     use_backend,
@@ -23,7 +24,9 @@ HAS_COMPILER = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++",
 
 def compiles(test: Callable) -> Callable:
     """Mark a test that loads the compiler: slow, and the compiler calls what torch deprecates."""
-    return pytest.mark.slow(pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")(test))
+    looks_at_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+    deprecated = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+    return pytest.mark.slow(looks_at_grad(deprecated(test)))
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +41,28 @@ def test_the_reference_runs_unless_another_is_asked_for():
 
 
 def test_an_unknown_backend_is_refused_by_name():
-    with pytest.raises(ValueError, match="operator backend 'cuda' is unknown; known: reference"):
+    with pytest.raises(ValueError, match="operator backend 'cuda' is unknown; known: auto, refer"):
         use_backend("cuda")
     assert current_backend() == "reference"
+
+
+def test_kernels_asked_for_by_name_load_or_raise():
+    with pytest.raises(ValueError, match=r"'fused' cannot run: they need a CUDA device, .* is cpu"):
+        use_backend("fused", "cpu")
+    assert current_backend() == "reference"
+
+
+def test_kernels_without_triton_say_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"Triton is not installed \(pip install 'fit-serve"):
+        use_backend("fused", "cuda")
+
+
+def test_an_automatic_choice_says_what_and_why(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", logger="fit_kernels"):
+        use_backend("auto", "cpu")
+    assert current_backend() == "reference"
+    assert "operators: reference (they need a CUDA device, and the device is cpu)" in caplog.text
 
 
 @compiles
@@ -63,14 +85,20 @@ def results(num_tokens: int) -> dict[str, tuple[Tensor, ...]]:
         return torch.randn(shape, generator=generator).requires_grad_()
 
     x, y, shift, scale = randn(num_tokens, 16), randn(num_tokens, 16), randn(3, 16), randn(3, 16)
-    qkv, angle = randn(num_tokens, 3, 2, 8), randn(3, 4).detach()
-    coefficients, memory = randn(3, 7).detach(), randn(num_tokens, 16)
+    qkv, angle = randn(num_tokens, 6, 8), randn(3, 4).detach()
+    rows, memory, own = randn(3, 8).detach(), randn(num_tokens, 16), torch.arange(num_tokens)
     outs = {
         "layer_norm_modulate": layer_norm_modulate(x, shift, scale, row),
-        "gated_residual": gated_residual(x, y, shift, row),
-        "swiglu": swiglu(x, y),
-        "qk_norm_rope": torch.stack(qk_norm_rope(qkv, angle.cos(), angle.sin(), row, qk_norm=True)),
-        "linear_step": torch.stack(linear_step(x, y, memory, None, coefficients, row)),
+        "gated_residual_layer_norm_modulate": torch.stack(
+            gated_residual_layer_norm_modulate(x, y, shift, shift, scale, row)
+        ),
+        "swiglu": swiglu(torch.cat((x, y), 1)),
+        "qk_norm_rope": torch.stack(
+            qk_norm_rope(qkv, angle.cos(), angle.sin(), row, num_heads=2, norm="layer")
+        ),
+        "guided_step": torch.stack(
+            guided_step(x, y, memory, None, own, own.flip(0), rows, row, 12)
+        ),
     }
     leaves = (x, y, shift, scale, qkv)
     answers = {}

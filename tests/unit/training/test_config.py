@@ -63,7 +63,7 @@ def test_an_override_wins_over_the_file(tmp_path: Path):
         ({"model": "DiT-XL"}, "model is 'DiT-XL'; known: FiTv2-B/2"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; known: muon, adamw"),
         ({"precision": "float16"}, "precision is 'float16'; known: bfloat16, float32"),
-        ({"operators": "triton"}, "operators is 'triton'; known: reference, compiled"),
+        ({"operators": "triton"}, "operators is 'triton'; known: auto, reference, compiled, fused"),
         ({"device": "tpu"}, "device is 'tpu'; known: auto, cpu, cuda"),
         ({"alignment_block": 7}, "alignment_block is 7; FiTv2-Ti/2 has 6"),
         ({"alignment_block": 0}, "alignment_block is 0"),
