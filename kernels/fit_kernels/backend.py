@@ -35,14 +35,14 @@ def use_backend(name: str, device: torch.device | str = "cpu") -> None:
         ValueError: the name is unknown, or `fused` cannot run here; the message says why.
     """
     if name == "auto":
-        obstacle = _obstacle_to_fused(torch.device(device))
+        obstacle = obstacle_to_fused(torch.device(device))
         name = "reference" if obstacle else "fused"
         _log.info("operators: %s (%s)", name, obstacle or "a CUDA device and Triton are there")
     elif name not in BACKENDS:
         raise ValueError(
             f"operator backend {name!r} is unknown; known: auto, {', '.join(BACKENDS)}"
         )
-    elif name == "fused" and (obstacle := _obstacle_to_fused(torch.device(device))):
+    elif name == "fused" and (obstacle := obstacle_to_fused(torch.device(device))):
         raise ValueError(f"operator backend 'fused' cannot run: {obstacle}")
     _current[0] = name
 
@@ -62,7 +62,7 @@ def implementation(operator: str) -> Callable[..., Any]:
     return getattr(reference, operator)
 
 
-def _obstacle_to_fused(device: torch.device) -> str | None:
+def obstacle_to_fused(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device; None if they can."""
     if find_spec("triton") is None:
         return "Triton is not installed (pip install 'fit-serve[gpu]')"

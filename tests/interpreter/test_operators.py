@@ -13,6 +13,7 @@ from fit_kernels.fused import row_sums as fused_row_sums
 from fit_kernels.launch import interpreting
 from fit_kernels.reference_backward import row_sums
 from support.operator_cases import OperatorCase, operator_cases
+from support.poison import poison_new_memory
 
 CASES = list(operator_cases())
 # Outputs are of order ten, gradients of modulation rows sums over up to 67 tokens. fp32 keeps 24
@@ -33,24 +34,13 @@ def test_this_process_interprets():
 def test_a_kernel_and_its_gradients_equal_the_definition(
     case: OperatorCase, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
-    poison(monkeypatch)
+    poison_new_memory(monkeypatch)
     outs, gradients = case.run(True, dtype)
     wanted_outs, wanted_gradients = case.run(False, dtype)
     for ours, want in zip(outs + gradients, wanted_outs + wanted_gradients, strict=True):
         assert torch.isfinite(ours).all()
         atol = TOLERANCE[dtype] * max(1.0, float(want.abs().max()) / 8)
         torch.testing.assert_close(ours.double(), want, atol=atol, rtol=0.0)
-
-
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that a kernel is to fill is NaN before: what it leaves out shows."""
-    plain = torch.empty
-
-    def poisoned(*shape, **options):
-        out = plain(*shape, **options)
-        return out.fill_(torch.nan) if out.is_floating_point() else out
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 64])

@@ -1,6 +1,21 @@
 """Attention inside each sequence of a pack, by whichever implementation was chosen."""
 
-from fit_kernels.attention.choice import attention_varlen, use_attention
+from fit_kernels.attention.choice import (
+    ATTENTIONS,
+    attention_varlen,
+    chosen_attention,
+    current_attention,
+    obstacles,
+    use_attention,
+)
 from fit_kernels.attention.grouped import equal_runs
 
-__all__ = ["attention_varlen", "equal_runs", "use_attention"]
+__all__ = [
+    "ATTENTIONS",
+    "attention_varlen",
+    "chosen_attention",
+    "current_attention",
+    "equal_runs",
+    "obstacles",
+    "use_attention",
+]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fit_kernels.attention.implementation import Runs
+
 # Above this length the [N, N] scores of the bmm form no longer pay for themselves on a CPU.
 _BMM_MAX_TOKENS = 2048
-
-Runs = Sequence[tuple[int, int, int]]
 
 
 def equal_runs(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
@@ -36,24 +36,39 @@ def equal_runs(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(runs)
 
 
-def attend(
-    q_THE: Tensor,
-    k_TGE: Tensor,
-    v_TGE: Tensor,
-    cu_seqlens: Tensor,
-    runs: Runs,
-    max_length: int,
-    scale: float | None = None,
-) -> Tensor:
-    """Softmax attention inside each sequence, [T, H, E]; `runs` cover every token exactly once."""
-    parts = []
-    for start, count, length in runs:
-        end = start + count * length
-        q_BNHE, k_BNGE, v_BNGE = (
-            x[start:end].unflatten(0, (count, length)) for x in (q_THE, k_TGE, v_TGE)
-        )
-        parts.append(_dense_attention(q_BNHE, k_BNGE, v_BNGE, scale))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class Grouped:
+    """In plain PyTorch: runs everywhere, in any dtype."""
+
+    def missing(self) -> str | None:
+        """Nothing is needed."""
+        return None
+
+    def refusal(self, dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
+        """Nothing is refused."""
+        return None
+
+    def attend(
+        self,
+        q_THE: Tensor,
+        k_TGE: Tensor,
+        v_TGE: Tensor,
+        cu_seqlens: Tensor,
+        runs: Runs,
+        max_length: int,
+        scale: float | None,
+    ) -> Tensor:
+        """Attend run by run; `runs` cover every token exactly once."""
+        parts = []
+        for start, count, length in runs:
+            end = start + count * length
+            q_BNHE, k_BNGE, v_BNGE = (
+                x[start:end].unflatten(0, (count, length)) for x in (q_THE, k_TGE, v_TGE)
+            )
+            parts.append(_dense_attention(q_BNHE, k_BNGE, v_BNGE, scale))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+GROUPED = Grouped()
 
 
 def _dense_attention(q_BNHE: Tensor, k_BNGE: Tensor, v_BNGE: Tensor, scale: float | None) -> Tensor:

@@ -69,16 +69,6 @@ def head_pieces(head_dim: int, widest: int = MAX_HEAD_DIM) -> tuple[int, int]:
     return larger, smaller
 
 
-def stride_unit(*tensors: Tensor) -> int:
-    """Give 8 if every stride of tokens and heads is a multiple of 8, else 1.
-
-    The compiler knows of a stride only whether 16 divides it, and 72 is not; passed in units of 8
-    it still makes 16-byte loads.
-    """
-    strides = (s for x in tensors for s in x.stride()[:2])
-    return 8 if all(s % 8 == 0 for s in strides) else 1
-
-
 def checked(
     q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, cu_seqlens: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor, float]:

@@ -25,10 +25,9 @@ from fit_kernels.fused.attention_tiles import (
     locate_tile,
     row_products,
     store_rows,
-    stride_unit,
     zero_rows,
 )
-from fit_kernels.launch import launch
+from fit_kernels.launch import launch, stride_unit
 
 
 def forward_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
@@ -70,7 +69,7 @@ def attention_varlen_forward(
     out_THE = torch.empty((tokens, heads, head_dim), dtype=q_THE.dtype, device=q_THE.device)
     lse_HT = torch.empty((heads, tokens), dtype=torch.float32, device=q_THE.device)
     tiles = forward_tiles(head_dim, q_THE.dtype)
-    unit = stride_unit(q_THE, k_TGE, v_TGE)
+    unit = stride_unit(*(s for x in (q_THE, k_TGE, v_TGE) for s in x.stride()[:2]))
     launch(
         attention_forward_kernel,
         (tokens // tiles.block_m + sequences + 1, heads),

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from fit_kernels.fused.attention_key_gradient import attention_key_gradient_kernel
 from fit_kernels.fused.attention_query_gradient import attention_query_gradient_kernel
-from fit_kernels.fused.attention_tiles import Tiles, checked, stride_unit
-from fit_kernels.launch import interpreting, launch, unit_stride
+from fit_kernels.fused.attention_tiles import Tiles, checked
+from fit_kernels.launch import interpreting, launch, stride_unit, unit_stride
 
 
 def query_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     """Choose tiles for the gradient of queries; no spills, see `attention_varlen`."""
     if dtype == torch.float32:
         return Tiles(32, 32, 8, 1, widest=64, chunk=16)
-    return Tiles(128, 32, 8, 2)
+    return Tiles(128, 32, 8, 3)
 
 
 def key_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
@@ -33,7 +33,7 @@ def key_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         if interpreting():  # where a program's cost is its number of operations
             return Tiles(64, 64, 4, 1, widest=64, chunk=64)
-        return Tiles(16, 16, 8, 1, widest=64, chunk=16)
+        return Tiles(16, 16, 4, 1, widest=64, chunk=16)
     if head_dim <= 64:
         return Tiles(32, 128, 8, 3, widest=64)
     return Tiles(32 if head_dim <= 80 else 16, 128, 8, 2, widest=64)
@@ -73,8 +73,9 @@ def attention_varlen_backward(
     grad_v_TGE = torch.empty_like(v_TGE, memory_format=torch.contiguous_format)
     delta_HT = torch.empty_like(lse_HT)
     given = (q_THE, k_TGE, v_TGE, grad_out_THE)
-    unit = stride_unit(*given)
-    strides = [x.stride(dim) // unit for x in given for dim in (0, 1)]
+    strides = [x.stride(dim) for x in given for dim in (0, 1)]
+    unit = stride_unit(*strides)
+    strides = [stride // unit for stride in strides]
     shapes = {"HEADS": heads, "SHARE": heads // key_heads, "UNIT": unit}
     tiles = query_tiles(head_dim, q_THE.dtype)
     launch(

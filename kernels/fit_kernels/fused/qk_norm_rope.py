@@ -26,7 +26,7 @@ from fit_kernels.fused.pairs import (
     normalise_backward,
     store_pairs,
 )
-from fit_kernels.launch import check_dtype, launch, two_pieces, unit_stride
+from fit_kernels.launch import check_dtype, launch, stride_unit, two_pieces, unit_stride
 
 # Tokens of one program where it also sums gradients of the norm's weights.
 _TOKENS_PER_SUM = 32
@@ -42,7 +42,7 @@ def _forward(
     bias_ptr,  # [J, E] or None
     q_ptr,  # [T, H, E] out
     k_ptr,  # [T, G, E] out
-    token_stride,
+    token_stride,  # this and the following strides in units of UNIT
     head_stride,
     eps,
     H: tl.constexpr,
@@ -53,6 +53,7 @@ def _forward(
     B: tl.constexpr,
     NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     token, is_key = tl.program_id(0).to(tl.int64), tl.program_id(1)
     heads, first_head = H, 0
@@ -62,7 +63,7 @@ def _forward(
         out_ptr = k_ptr
     head_J = tl.arange(0, HEADS)
     keep_J = head_J < heads
-    base_J = qkv_ptr + token * token_stride + (first_head + head_J) * head_stride
+    base_J = qkv_ptr + (token * token_stride + (first_head + head_J) * head_stride) * UNIT
     fa, sa = load_pairs(base_J, keep_J, 0, A, E, INTERLEAVED)
     fb, sb = load_pairs(base_J, keep_J, A, B, E, INTERLEAVED)
     if NORM != "none":
@@ -98,7 +99,7 @@ def _backward(
     grad_weight_ptr,  # fp32 [programs, J, E] out, or None
     grad_bias_ptr,  # fp32 [programs, J, E] out, or None
     num_tokens,
-    token_stride,
+    token_stride,  # this and the following strides in units of UNIT
     head_stride,
     q_token_stride,
     q_head_stride,
@@ -113,6 +114,7 @@ def _backward(
     B: tl.constexpr,
     NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    UNIT: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
     is_key = tl.program_id(1)
@@ -134,10 +136,10 @@ def _backward(
     for index in range(TOKENS):
         token = tl.program_id(0).to(tl.int64) * TOKENS + index
         keep_J = head_J < tl.where(token < num_tokens, heads, 0)
-        base_J = qkv_ptr + token * token_stride + (first_head + head_J) * head_stride
+        base_J = qkv_ptr + (token * token_stride + (first_head + head_J) * head_stride) * UNIT
         fa, sa = load_pairs(base_J, keep_J, 0, A, E, INTERLEAVED)
         fb, sb = load_pairs(base_J, keep_J, A, B, E, INTERLEAVED)
-        grad_J = grad_ptr + token * grad_token + head_J * grad_head
+        grad_J = grad_ptr + (token * grad_token + head_J * grad_head) * UNIT
         turned_f, turned_s = load_pairs(grad_J, keep_J, 0, A, E, INTERLEAVED)
         row = tl.load(row_ptr + token, mask=token < num_tokens, other=0)
         cos, sin = load_turn(cos_ptr, sin_ptr, row, 0, A, E)
@@ -214,6 +216,8 @@ def qk_norm_rope(
         torch.empty(num_tokens, heads, head_dim, dtype=qkv_TXE.dtype, device=qkv_TXE.device)
         for heads in (num_heads, num_keys)
     )
+    strides = qkv_TXE.stride()[:2]
+    unit = stride_unit(*strides)
     launch(
         _forward,
         (num_tokens, 2),
@@ -221,9 +225,9 @@ def qk_norm_rope(
         *_contiguous(cos_PE2, sin_PE2, row_T, weight_JE, bias_JE),
         q_THE,
         k_TGE,
-        qkv_TXE.stride(0),
-        qkv_TXE.stride(1),
+        *(stride // unit for stride in strides),
         eps,
+        UNIT=unit,
         **_constants(num_heads, num_keys, head_dim, norm, interleaved),
     )
     return q_THE, k_TGE
@@ -250,13 +254,19 @@ def qk_norm_rope_backward(
     grad_TXE = torch.empty(qkv_TXE.shape, dtype=qkv_TXE.dtype, device=qkv_TXE.device)
     values = grad_TXE[:, num_heads + num_keys :]
     values.zero_() if grad_v_TGE is None else values.copy_(grad_v_TGE)
-    tokens = 1 if weight_JE is None and bias_JE is None else _TOKENS_PER_SUM
+    constants = _constants(num_heads, num_keys, head_dim, norm, interleaved)
+    tokens = 1
+    if weight_JE is not None or bias_JE is not None:
+        tokens = _TOKENS_PER_SUM
+        constants["num_warps"] *= 8  # the sums live in registers too
     programs = triton.cdiv(num_tokens, tokens)
     shape = (programs, num_heads + num_keys, head_dim)
     sums = [
         None if t is None else torch.empty(shape, dtype=torch.float32, device=qkv_TXE.device)
         for t in (weight_JE, bias_JE)
     ]
+    strides = [s for t in (qkv_TXE, grad_q_THE, grad_k_TGE) for s in t.stride()[:2]]
+    unit = stride_unit(*strides)
     launch(
         _backward,
         (programs, 2),
@@ -267,13 +277,11 @@ def qk_norm_rope_backward(
         grad_TXE,
         *sums,
         num_tokens,
-        qkv_TXE.stride(0),
-        qkv_TXE.stride(1),
-        *grad_q_THE.stride()[:2],
-        *grad_k_TGE.stride()[:2],
+        *(stride // unit for stride in strides),
         eps,
+        UNIT=unit,
         TOKENS=tokens,
-        **_constants(num_heads, num_keys, head_dim, norm, interleaved),
+        **constants,
     )
     grad_weight, grad_bias = (None if s is None else s.sum(0) for s in sums)
     return grad_TXE, grad_weight, grad_bias

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fit_kernels.launch import check_dtype, interpreting, launch, unit_stride
+from fit_kernels.launch import check_dtype, interpreting, launch, stride_unit, unit_stride
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -21,15 +21,16 @@ def _forward(
     gate_up_ptr,  # [T, 2F]
     out_ptr,  # [T, F]
     num_tokens,
-    stride,
+    stride,  # in units of UNIT, as the other one
     F: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     token_N = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     keep = (token_N < num_tokens)[:, None] & (cols < F)[None, :]
-    source = gate_up_ptr + token_N[:, None] * stride + cols[None, :]
+    source = gate_up_ptr + token_N[:, None] * (stride * UNIT) + cols[None, :]
     gate = tl.load(source, mask=keep, other=0.0).to(tl.float32)
     up = tl.load(source + F, mask=keep, other=0.0).to(tl.float32)
     out = gate * tl.sigmoid(gate) * up
@@ -43,20 +44,21 @@ def _backward(
     grad_ptr,  # [T, F]
     grad_gate_up_ptr,  # [T, 2F] out
     num_tokens,
-    stride,
+    stride,  # in units of UNIT, as the other one
     grad_stride,
     F: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     token_N = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     cols = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     keep = (token_N < num_tokens)[:, None] & (cols < F)[None, :]
-    source = gate_up_ptr + token_N[:, None] * stride + cols[None, :]
+    source = gate_up_ptr + token_N[:, None] * (stride * UNIT) + cols[None, :]
     gate = tl.load(source, mask=keep, other=0.0).to(tl.float32)
     up = tl.load(source + F, mask=keep, other=0.0).to(tl.float32)
     grad = tl.load(
-        grad_ptr + token_N[:, None] * grad_stride + cols[None, :], mask=keep, other=0.0
+        grad_ptr + token_N[:, None] * (grad_stride * UNIT) + cols[None, :], mask=keep, other=0.0
     ).to(tl.float32)
     open_ = tl.sigmoid(gate)
     grad_gate = grad * up * open_ * (1.0 + gate * (1.0 - open_))
@@ -82,7 +84,18 @@ def swiglu(gate_up_T2F: Tensor) -> Tensor:
     out_TF = torch.empty(num_tokens, width, dtype=gate_up_T2F.dtype, device=gate_up_T2F.device)
     tile = _tile(width)
     grid = (triton.cdiv(num_tokens, tile["ROWS"]), triton.cdiv(width, tile["BLOCK_F"]))
-    launch(_forward, grid, gate_up_T2F, out_TF, num_tokens, gate_up_T2F.stride(0), F=width, **tile)
+    unit = stride_unit(gate_up_T2F.stride(0))
+    launch(
+        _forward,
+        grid,
+        gate_up_T2F,
+        out_TF,
+        num_tokens,
+        gate_up_T2F.stride(0) // unit,
+        F=width,
+        UNIT=unit,
+        **tile,
+    )
     return out_TF
 
 
@@ -93,6 +106,7 @@ def swiglu_backward(gate_up_T2F: Tensor, grad_TF: Tensor) -> Tensor:
     grad_T2F = torch.empty(gate_up_T2F.shape, dtype=gate_up_T2F.dtype, device=gate_up_T2F.device)
     tile = _tile(width)
     grid = (triton.cdiv(num_tokens, tile["ROWS"]), triton.cdiv(width, tile["BLOCK_F"]))
+    unit = stride_unit(gate_up_T2F.stride(0), grad_TF.stride(0))
     launch(
         _backward,
         grid,
@@ -100,9 +114,10 @@ def swiglu_backward(gate_up_T2F: Tensor, grad_TF: Tensor) -> Tensor:
         grad_TF,
         grad_T2F,
         num_tokens,
-        gate_up_T2F.stride(0),
-        grad_TF.stride(0),
+        gate_up_T2F.stride(0) // unit,
+        grad_TF.stride(0) // unit,
         F=width,
+        UNIT=unit,
         **tile,
     )
     return grad_T2F

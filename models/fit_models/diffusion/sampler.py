@@ -3,7 +3,7 @@
 Every rule offered is linear in what it has: the state the network was evaluated at, the prediction,
 one memory that belongs to the sequence, and fresh noise. So one evaluation of one sequence is seven
 numbers, and a packed batch of any mix of rules advances in one vectorised step
-(`fit_kernels.linear_step`)::
+(`fit_kernels.guided_step`)::
 
     x'      = x.state x + x.velocity v + x.memory m + x.noise n
     memory' = m.state x + m.velocity v + m.memory m

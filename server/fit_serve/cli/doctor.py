@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from fit_models.bundle import Bundle
 
 NEEDED = ("fit-serve", "torch", "diffusers", "safetensors", "fastapi", "uvicorn")
-OPTIONAL = ("triton", "flash-attn", "xformers")
+OPTIONAL = ("triton", "flash-attn", "flash-attn-3", "flash-attn-4", "xformers")
 
 
 def doctor(
@@ -60,6 +62,8 @@ def hardware() -> Iterator[tuple[str, str]]:
 
 def choices(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     """Give what was chosen for a model that has been loaded; read from it, not guessed again."""
+    from fit_kernels import use_backend
+    from fit_kernels.attention import chosen_attention, obstacles
     from fit_kernels.backend import current_backend
 
     weights = list(bundle.network.parameters())
@@ -68,5 +72,16 @@ def choices(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     yield "model", f"{bundle.name}, {count / 1e6:.1f} M parameters, {classes} classes"
     yield "device", str(weights[0].device)
     yield "dtype", str(weights[0].dtype).removeprefix("torch.")
-    yield "operators", current_backend()
-    yield "attention", "groups of equal length, in PyTorch (fit_kernels.attention_varlen)"
+    use_backend("auto", bundle.device)
+    yield "operators", f"{current_backend()}{_why_not_fused(bundle.device)}"
+    situation = (bundle.dtype, bundle.device, bundle.model_config.head_dim)
+    yield "attention", chosen_attention(*situation)
+    for name, obstacle in obstacles(*situation):
+        yield "", f"{name}: {obstacle or 'can run'}"
+
+
+def _why_not_fused(device: "torch.device") -> str:
+    from fit_kernels.backend import obstacle_to_fused
+
+    obstacle = obstacle_to_fused(device)
+    return f" (no fused kernels: {obstacle})" if obstacle else ""

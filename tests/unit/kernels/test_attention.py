@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fit_kernels import attention_varlen
-from fit_kernels.attention import equal_runs, grouped
+from fit_kernels.attention import equal_runs, grouped, registered
 
 LENGTHS = [[1], [1, 1, 1], [7, 7, 3], [5, 1, 5, 5], [2, 3, 5, 7], [16, 16, 16, 16]]
 # Of values of order one: fp32 rounds at 6e-8; bf16 keeps 8 bits, of the scores and weights too.
@@ -30,10 +30,13 @@ def attend(
     q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, lengths: list[int], scale: float | None = None
 ) -> Tensor:
     """What the network calls, for sequences of these lengths."""
-    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     return attention_varlen(
-        q_THE, k_TGE, v_TGE, cu_seqlens, equal_runs(lengths), max(lengths), scale
+        q_THE, k_TGE, v_TGE, cu_seqlens(lengths), equal_runs(lengths), max(lengths), scale
     )
+
+
+def cu_seqlens(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def block_diagonal(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, lengths: list[int]) -> Tensor:
@@ -127,3 +130,46 @@ def test_a_sequence_does_not_notice_its_neighbours(lengths: list[int], data: st.
         x.fill_(torch.nan)
         x[ours] = kept
     assert torch.equal(attend(q, k, v, lengths)[ours], before)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_heads_of_queries_may_share_a_head_of_keys(lengths: list[int], groups: int):
+    q, _, _ = random_qkv(lengths, heads=4)
+    k, v = (x[:, :groups] for x in random_qkv(lengths, heads=4)[1:])
+    wide = (x.repeat_interleave(4 // groups, dim=1) for x in (k, v))
+    torch.testing.assert_close(
+        attend(q, k, v, lengths), block_diagonal(q, *wide, lengths), atol=1e-12, rtol=0.0
+    )
+
+
+REGISTERED_LENGTHS = [[1], [3, 0, 2], [2, 2, 5]]
+
+
+@pytest.mark.parametrize("lengths", REGISTERED_LENGTHS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_registered_form_and_its_gradient_equal_the_definition(lengths: list[int], groups: int):
+    q, _, _ = random_qkv(lengths, heads=2)
+    k, v = (x[:, :groups].contiguous() for x in random_qkv(lengths, heads=2)[1:])
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    out, lse = registered.attention_varlen(*inputs, cu_seqlens(lengths), 0.3)
+    assert (lse.shape, lse.dtype) == ((2, sum(lengths)), torch.float64)
+    wide = [x.repeat_interleave(2 // groups, dim=1) for x in inputs[1:]]
+    wanted = block_diagonal(q * 0.3 * 12**0.5, *wide, lengths)
+    torch.testing.assert_close(out, wanted, atol=1e-12, rtol=0.0)
+    grad = torch.randn_like(out)
+    ours, theirs = (torch.autograd.grad(o, inputs, grad) for o in (out, wanted))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=0.0)
+
+
+def test_torch_finds_nothing_wrong_with_the_registered_form():
+    q, k, v = (x.float().requires_grad_() for x in random_qkv([3, 2]))
+    offsets = cu_seqlens([3, 2])
+    torch.library.opcheck(torch.ops.fit_kernels.attention_varlen.default, (q, k, v, offsets, 0.3))
+    plain = [x.detach() for x in (q, k, v)]
+    out, lse = registered.attention_varlen(*plain, offsets, 0.3)
+    torch.library.opcheck(
+        torch.ops.fit_kernels.attention_varlen_backward.default,
+        (torch.randn_like(out), *plain, out, lse, offsets, 0.3),
+    )

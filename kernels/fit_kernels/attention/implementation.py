@@ -1,0 +1,68 @@
+"""What an implementation of attention must be able to say and do.
+
+Knows no implementation; `fit_kernels.attention.choice` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+Runs = Sequence[tuple[int, int, int]]
+
+
+class Implementation(Protocol):
+    """One way to compute attention inside each sequence of a pack."""
+
+    def missing(self) -> str | None:
+        """Why it cannot be loaded here; None if it can."""
+        ...
+
+    def refusal(self, dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
+        """Which of the values it does not take, and what it takes; None if it takes them."""
+        ...
+
+    def attend(
+        self,
+        q_THE: Tensor,
+        k_TGE: Tensor,
+        v_TGE: Tensor,
+        cu_seqlens: Tensor,
+        runs: Runs,
+        max_length: int,
+        scale: float | None,
+    ) -> Tensor:
+        """See `fit_kernels.attention_varlen`."""
+        ...
+
+
+def package_missing(module: str, package: str) -> str | None:
+    """Say that a module is not installed, and which package has it."""
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:  # its parent is not there
+        found = None
+    return None if found else f"{package} is not installed"
+
+
+def flash_refusal(
+    dtype: torch.dtype, device: torch.device, head_dim: int, widest: int = 256
+) -> str | None:
+    """What every FlashAttention takes: CUDA, half precision, head dims in steps of 8."""
+    if device.type != "cuda":
+        return f"device is {device.type}; it must be cuda"
+    if dtype not in HALF_DTYPES:
+        return f"dtype is {dtype}; it must be float16 or bfloat16"
+    if head_dim % 8 or head_dim > widest:
+        return f"head_dim is {head_dim}; it must be a multiple of 8, at most {widest}"
+    return None
+
+
+def with_query_heads(k_TGE: Tensor, num_heads: int) -> Tensor:
+    """Repeat key or value heads until every query head has one."""
+    return k_TGE.repeat_interleave(num_heads // k_TGE.shape[1], dim=1)
