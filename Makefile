@@ -18,10 +18,8 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.12 python3.11 python3.13 
   if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; fi; done))
 
 # Without an NVIDIA GPU the constraints keep CUDA packages out; CONSTRAINTS= (empty) lets them in.
-COMMA := ,
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 CONSTRAINTS ?= $(if $(filter 0,$(HAS_GPU)),constraints-cpu.txt)
-EXTRAS := dev$(if $(filter 0,$(HAS_GPU)),,$(COMMA)gpu)
 # TORCH_INDEX: address of one more package index to look for torch builds in.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -38,7 +36,7 @@ PROGRESS := sed -uE -e '/^ *(Collecting|Requirement already|Using cached|Looking
 
 .PHONY: help
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## virtual environment in .venv, everything installed in it
@@ -49,7 +47,7 @@ $(STAMP): pyproject.toml constraints-cpu.txt
 	@test -x $(BIN)/python || { echo "[setup] creating $(VENV) with $(PYTHON) ..."; $(PYTHON) -m venv $(VENV); }
 	@echo "[setup] $(if $(CONSTRAINTS),under $(CONSTRAINTS) (no NVIDIA GPU found),without constraints)"
 	@echo "[setup] installing torch, the server and its tools ... (about a minute the first time)"
-	@$(PIP_INSTALL) -e '.[$(EXTRAS)]' 2>&1 | $(PROGRESS) || { echo "$$SETUP_FAILED" >&2; exit 1; }
+	@$(PIP_INSTALL) -e '.[dev]' 2>&1 | $(PROGRESS) || { echo "$$SETUP_FAILED" >&2; exit 1; }
 	@touch $@
 
 define SETUP_FAILED
@@ -74,6 +72,10 @@ test: $(STAMP) ## fast tests, on the CPU
 test-slow: $(STAMP) ## tests that take more than a few seconds
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
+.PHONY: test-interpreter
+test-interpreter: $(STAMP) ## Triton kernels in Triton's interpreter, on the CPU
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -83,11 +85,14 @@ GPU_PYTHON ?= $(BIN)/python
 SOURCES := kernels:models:training:server
 
 .PHONY: gpu-check
-gpu-check: ## all that needs a CUDA device: tests, then a table; says so and stops where there is none
+gpu-check: ## all that only a GPU can prove, in one table; says so and stops where there is none
 	@if [ "$(HAS_GPU)" = 0 ]; then echo "gpu-check: skipped, no NVIDIA GPU found (nvidia-smi -L)"; \
 	else if [ "$(GPU_PYTHON)" = "$(BIN)/python" ]; then $(MAKE) setup; fi; \
-	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) -m pytest -m gpu && \
-	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) -m fit_serve bench --device cuda --num-requests 200; fi
+	PYTHONPATH=$(SOURCES) $(GPU_PYTHON) benchmarks/gpu_check.py $(ARGS); fi
+
+.PHONY: gpu-check-toy
+gpu-check-toy: $(STAMP) ## the code of gpu-check, on the CPU in Triton's interpreter
+	@$(BIN)/python benchmarks/gpu_check.py --toy $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff: rules and format, nothing changed
@@ -107,11 +112,20 @@ types: $(STAMP) ## pyright
 contracts: $(STAMP) ## import-linter: who may import whom
 	@$(BIN)/lint-imports
 
+# AOT_TABLE: where the table goes; empty, as in `check`, leaves the committed one for `test` to judge.
+AOT_TABLE ?= benchmarks/results/aot.json
+
+.PHONY: aot
+aot: $(STAMP) ## compile every kernel for sm_80, sm_90 and sm_100, no GPU needed; writes the table
+	@$(BIN)/python -m fit_kernels.aot $(if $(AOT_TABLE),--json $(AOT_TABLE)) $(ARGS)
+
 .PHONY: check
-check: ## what CI runs, in CI's order: lint, types, contracts, test
+check: ## what CI runs, in CI's order: lint, types, contracts, aot, test-interpreter, test
 	@$(MAKE) lint
 	@$(MAKE) types
 	@$(MAKE) contracts
+	@$(MAKE) aot AOT_TABLE= ARGS=
+	@$(MAKE) test-interpreter
 	@$(MAKE) test
 
 .PHONY: bench

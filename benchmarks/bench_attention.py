@@ -1,7 +1,9 @@
 """Attention over packed sequences on this machine: the ways to do it, on one mix of sizes.
 
-Time is the best of several rounds, in which the ways take turns, so that a busy machine slows all
-of them alike. Usage: `python benchmarks/bench_attention.py [--threads N] [--rounds N]`.
+On a CPU, time is the best of several rounds in which the ways take turns, so that a busy machine
+slows all of them alike. Usage: `python benchmarks/bench_attention.py [--threads N] [--rounds N]`.
+With `--device cuda` every implementation there is runs on the mixes of `attention_on_gpu`, which
+also takes `--toy`, `--seconds N`, `--rows FILE` and `--ceilings FILE` like the other benchmarks.
 """
 
 from __future__ import annotations
@@ -10,8 +12,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
 
+import attention_on_gpu
 import torch
+from ceilings import Ceilings
+from measurement import Ledger
+from stopwatch import Stopwatch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +30,7 @@ from fit_models.device import use_fast_float32_matmul
 HEADS, HEAD_DIM = 4, 64
 # Both branches of guided requests for 96, 128, 160 and 192 pixel areas.
 LENGTHS = (36, 36, 64, 64, 60, 60, 100, 100, 100, 100, 96, 96, 98, 98, 144, 144, 140, 140)
+CU_SEQLENS = torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32)
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -84,7 +93,7 @@ def padded_sdpa(qkv: Qkv) -> Tensor:
 
 def ours(qkv: Qkv) -> Tensor:
     """What the network calls."""
-    return attention_varlen(*qkv, equal_runs(LENGTHS))
+    return attention_varlen(*qkv, CU_SEQLENS, equal_runs(LENGTHS), max(LENGTHS))
 
 
 WAYS: dict[str, Callable[[Qkv], Tensor]] = {
@@ -113,12 +122,31 @@ def measure(dtype: torch.dtype, rounds: int) -> dict[str, float]:
     return best
 
 
+def measure_on_gpu(arguments: argparse.Namespace) -> None:
+    """What `attention_on_gpu` measures; its toy form needs no GPU."""
+    deadline = time.monotonic() + arguments.seconds
+    device = "cpu" if arguments.toy else arguments.device
+    torch.manual_seed(0)
+    with Stopwatch(device, 0.005 if arguments.toy else 0.1) as stopwatch:
+        file = arguments.ceilings
+        taken = Ceilings.from_file(file) if file else Ceilings.measured(stopwatch, arguments.toy)
+        attention_on_gpu.measure(arguments.toy, stopwatch, taken, Ledger(arguments.rows), deadline)
+
+
 def main() -> None:
-    """Print a table and a JSON line."""
+    """Print a table and, on a CPU, a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--toy", action="store_true", help="the GPU's part, small, on the CPU")
+    parser.add_argument("--seconds", type=float, default=90.0, help="start nothing after that")
+    parser.add_argument("--rows", type=Path, help="append measurements here, JSON lines")
+    parser.add_argument("--ceilings", type=Path, help="take these; measured here if left out")
     arguments = parser.parse_args()
+    if arguments.toy or arguments.device != "cpu":
+        measure_on_gpu(arguments)
+        return
     torch.set_num_threads(arguments.threads)
     use_fast_float32_matmul()
     with torch.inference_mode():

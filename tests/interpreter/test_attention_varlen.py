@@ -95,7 +95,7 @@ def test_tokens_past_the_last_offset_get_zeros_and_repeated_offsets_nothing(
         assert torch.equal(gradient[8:], torch.zeros_like(gradient[8:]))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the neighbours' own NaNs
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the neighbours' own NaNs
 def test_a_sequence_does_not_notice_its_neighbours():
     """Whatever another sequence holds, NaN and all, ours is the same to the bit."""
     lengths = [9, 20, 33]

@@ -38,9 +38,7 @@ def test_what_is_asked_for_by_name_loads_or_raises(name: str, monkeypatch: pytes
 def test_what_was_asked_for_by_name_refuses_what_it_cannot_take():
     use_attention("torch-varlen")
     q, k, v = torch.randn(3, 5, 2, 8)
-    with pytest.raises(
-        ValueError, match="'torch-varlen': device is cpu; it must be cuda"
-    ):
+    with pytest.raises(ValueError, match="'torch-varlen': device is cpu; it must be cuda"):
         attention_varlen(q, k, v, torch.tensor([0, 5], dtype=torch.int32), [(0, 1, 5)], 5)
 
 
