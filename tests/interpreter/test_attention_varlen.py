@@ -51,7 +51,8 @@ def check(lengths: list[int], heads: int, groups: int, head_dim: int, dtype: tor
     ours = [x.detach().requires_grad_() for x in (q, k, v)]
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     out, _ = registered.attention_varlen(*ours, offsets, scale)
-    wanted = definition(*exact, lengths, scale)
+    q, k, v = exact
+    wanted = definition(q, k, v, lengths, scale)
     torch.testing.assert_close(out.double(), wanted, atol=TOLERANCE[dtype], rtol=0.0)
     grad = torch.sin(torch.arange(out.numel()) * 0.7).view(out.shape)
     gradients = torch.autograd.grad(out, ours, grad.to(dtype))
@@ -88,7 +89,8 @@ def test_tokens_past_the_last_offset_get_zeros_and_repeated_offsets_nothing(
     offsets = torch.cat((offsets, offsets[-1:].expand(4))).contiguous()
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     out, _ = registered.attention_varlen(*inputs, offsets, 0.25)
-    wanted = definition(*(x[:8].double() for x in (q, k, v)), lengths, 0.25)
+    q, k, v = (x[:8].double() for x in (q, k, v))
+    wanted = definition(q, k, v, lengths, 0.25)
     torch.testing.assert_close(out[:8].double(), wanted, atol=5e-6, rtol=0.0)
     assert torch.equal(out[8:], torch.zeros_like(out[8:]))
     for gradient in torch.autograd.grad(out.square().sum(), inputs):

@@ -9,7 +9,7 @@ from fit_kernels.attention.implementation import Runs, package_missing
 from fit_kernels.backend import obstacle_to_fused
 from fit_kernels.launch import FUSED_DTYPES
 
-WIDEST_HEAD = 256
+WIDEST_HEAD = 128
 
 
 class Fused:

@@ -10,6 +10,9 @@ the multiplications of a block of 128; the pieces share one tile of scores. Wher
 enough the second stands there as a placeholder, so that helpers always take and give a pair.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# Kernels are written in Triton's language; a type checker takes them for Python.
+
 from __future__ import annotations
 
 from typing import NamedTuple

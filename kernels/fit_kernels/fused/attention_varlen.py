@@ -8,6 +8,9 @@ a sequence do not depend on its neighbours.
 Dimension key: T packed tokens, S sequences, H query heads, G key and value heads, E head dim.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# Kernels are written in Triton's language; a type checker takes them for Python.
+
 from __future__ import annotations
 
 import torch

@@ -25,7 +25,7 @@ def query_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     return Tiles(128, 32, 8, 3)
 
 
-def key_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
+def key_tiles(head_dim: int, dtype: torch.dtype, share: int) -> Tiles:
     """Choose tiles for the gradients of keys and values; no spills, see `attention_varlen`.
 
     Two sums of [keys, E] stand in registers, so that few queries fit beside them.
@@ -33,6 +33,8 @@ def key_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         if interpreting():  # where a program's cost is its number of operations
             return Tiles(64, 64, 4, 1, widest=64, chunk=64)
+        if share > 1:  # another loop, and eight bytes too many in the tiles below
+            return Tiles(16, 32, 8, 1, widest=64, chunk=16)
         return Tiles(16, 16, 4, 1, widest=64, chunk=16)
     if head_dim <= 64:
         return Tiles(32, 128, 8, 3, widest=64)
@@ -85,7 +87,7 @@ def attention_varlen_backward(
         scale, tokens, sequences, *strides, **shapes, **tiles.constants(head_dim),
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
-    tiles = key_tiles(head_dim, q_THE.dtype)
+    tiles = key_tiles(head_dim, q_THE.dtype, heads // key_heads)
     launch(
         attention_key_gradient_kernel,
         (tokens // tiles.block_n + sequences + 1, key_heads),

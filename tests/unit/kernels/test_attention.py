@@ -137,10 +137,9 @@ def test_a_sequence_does_not_notice_its_neighbours(lengths: list[int], data: st.
 def test_heads_of_queries_may_share_a_head_of_keys(lengths: list[int], groups: int):
     q, _, _ = random_qkv(lengths, heads=4)
     k, v = (x[:, :groups] for x in random_qkv(lengths, heads=4)[1:])
-    wide = (x.repeat_interleave(4 // groups, dim=1) for x in (k, v))
-    torch.testing.assert_close(
-        attend(q, k, v, lengths), block_diagonal(q, *wide, lengths), atol=1e-12, rtol=0.0
-    )
+    wide_k, wide_v = (x.repeat_interleave(4 // groups, dim=1) for x in (k, v))
+    wanted = block_diagonal(q, wide_k, wide_v, lengths)
+    torch.testing.assert_close(attend(q, k, v, lengths), wanted, atol=1e-12, rtol=0.0)
 
 
 REGISTERED_LENGTHS = [[1], [3, 0, 2], [2, 2, 5]]
@@ -154,8 +153,8 @@ def test_the_registered_form_and_its_gradient_equal_the_definition(lengths: list
     inputs = [x.requires_grad_() for x in (q, k, v)]
     out, lse = registered.attention_varlen(*inputs, cu_seqlens(lengths), 0.3)
     assert (lse.shape, lse.dtype) == ((2, sum(lengths)), torch.float64)
-    wide = [x.repeat_interleave(2 // groups, dim=1) for x in inputs[1:]]
-    wanted = block_diagonal(q * 0.3 * 12**0.5, *wide, lengths)
+    wide_k, wide_v = (x.repeat_interleave(2 // groups, dim=1) for x in inputs[1:])
+    wanted = block_diagonal(q * 0.3 * 12**0.5, wide_k, wide_v, lengths)
     torch.testing.assert_close(out, wanted, atol=1e-12, rtol=0.0)
     grad = torch.randn_like(out)
     ours, theirs = (torch.autograd.grad(o, inputs, grad) for o in (out, wanted))
