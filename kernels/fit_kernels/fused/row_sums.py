@@ -23,7 +23,7 @@ _BLOCK_D = 128
 _PROGRAMS = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _sum_rows(
     grad_ptr,  # [T, D]
     other_ptr,  # [T, D]

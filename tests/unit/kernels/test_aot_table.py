@@ -18,8 +18,12 @@ from support.repository import ROOT
 TABLE = ROOT / "benchmarks" / "results" / "aot.json"
 STALE = "the table is not of these kernels: run `make aot` and commit what it writes"
 HALF = ("bfloat16", "float16")
-# What has no 16-byte alignment to load by, and why.
-UNALIGNED = {"swiglu": "FiTv2-Ti/2"}  # its MLP has 682 values, no multiple of 8
+# What is not moved in 16 bytes a lane, and why.
+NARROW = {
+    "swiglu": {"FiTv2-Ti/2"},  # its MLP has 682 values, no multiple of 8
+    # Sums of weights' gradients fill the registers: eight warps, few values to a lane.
+    "qk_norm_rope": {"XL-affine", "L-grouped"},
+}
 
 
 @functools.cache
@@ -54,8 +58,8 @@ def test_half_precision_is_loaded_and_stored_in_vectors_wherever_rows_are_aligne
         name_of(row)
         for row in rows_of(*HALF)
         if row["scalar_loads"] or row["scalar_stores"] or not row["vector_loads"]
-        if UNALIGNED.get(row["kernel"].partition(".")[0])
-        not in {user.split()[0] for user in row["used_by"]}
+        if not NARROW.get(row["kernel"].partition(".")[0], set())
+        & {user.split()[0] for user in row["used_by"]}
     ]
     assert narrow == []
 
