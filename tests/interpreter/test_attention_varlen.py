@@ -80,6 +80,16 @@ def test_any_head_dim_equals_the_definition(
     check([5, 21], heads=2, groups=2, head_dim=head_dim, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("head_dim", [72, 128])
+def test_a_head_in_two_pieces_crosses_tiles_of_queries_and_keys(
+    head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """72 is 64 + 16 in every kernel, 128 is 64 + 64 in some; heads of queries share keys."""
+    poison_new_memory(monkeypatch)
+    check([3, 131], heads=2, groups=1, head_dim=head_dim, dtype=dtype)
+
+
 def test_tokens_past_the_last_offset_get_zeros_and_repeated_offsets_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):

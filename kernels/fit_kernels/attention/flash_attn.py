@@ -26,11 +26,13 @@ class FlashAttention:
         module: where its `flash_attn_varlen_func` is.
         package: what to install.
         capabilities: first number of the compute capabilities it has kernels for.
+        widest: the largest head dim it takes on all of them.
     """
 
     module: str
     package: str
     capabilities: tuple[int, ...]
+    widest: int = 256
 
     def missing(self) -> str | None:
         """Whether the package is here."""
@@ -38,7 +40,7 @@ class FlashAttention:
 
     def refusal(self, dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
         """As every FlashAttention, and the device must be one it has kernels for."""
-        if refusal := flash_refusal(dtype, device, head_dim):
+        if refusal := flash_refusal(dtype, device, head_dim, self.widest):
             return refusal
         major = torch.cuda.get_device_capability(device)[0]
         if major not in self.capabilities:
@@ -72,7 +74,7 @@ class FlashAttention:
 
 FLASH_ATTN_2 = FlashAttention("flash_attn.flash_attn_interface", "flash-attn", (8, 9, 10, 12))
 FLASH_ATTN_3 = FlashAttention("flash_attn_interface", "flash-attn-3", (9,))
-FLASH_ATTN_4 = FlashAttention("flash_attn.cute", "flash-attn-4", (9, 10))
+FLASH_ATTN_4 = FlashAttention("flash_attn.cute", "flash-attn-4", (9, 10, 11), widest=128)
 
 
 @functools.cache

@@ -25,8 +25,12 @@ class TorchVarlen:
         return package_missing("torch.nn.attention.varlen", "a torch with varlen_attn (2.11)")
 
     def refusal(self, dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
-        """As every FlashAttention."""
-        return flash_refusal(dtype, device, head_dim)
+        """As every FlashAttention, and torch must have been built with it."""
+        if refusal := flash_refusal(dtype, device, head_dim):
+            return refusal
+        if not torch.backends.cuda.is_flash_attention_available():
+            return "this build of torch has no flash attention"
+        return None
 
     def attend(
         self,
