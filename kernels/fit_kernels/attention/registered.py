@@ -79,6 +79,7 @@ def _(grad, q, k, v, out, lse, cu_seqlens, scale):
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     q, k, v, cu_seqlens, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, *output, cu_seqlens)
+    ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple:
