@@ -191,6 +191,13 @@ def _constants(
     }
 
 
+def _warps_of_backward(dtype: torch.dtype, has_sums: bool) -> int:
+    """How many times the forward's warps keep everything in registers, in Triton 3.6 and 3.9."""
+    if dtype == torch.float32:
+        return 8 if has_sums else 2
+    return 2 if has_sums else 1
+
+
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None else t.contiguous() for t in tensors]
 
@@ -255,10 +262,9 @@ def qk_norm_rope_backward(
     values = grad_TXE[:, num_heads + num_keys :]
     values.zero_() if grad_v_TGE is None else values.copy_(grad_v_TGE)
     constants = _constants(num_heads, num_keys, head_dim, norm, interleaved)
-    tokens = 1
-    if weight_JE is not None or bias_JE is not None:
-        tokens = _TOKENS_PER_SUM
-        constants["num_warps"] *= 8  # the sums live in registers too
+    has_sums = weight_JE is not None or bias_JE is not None
+    tokens = _TOKENS_PER_SUM if has_sums else 1
+    constants["num_warps"] *= _warps_of_backward(qkv_TXE.dtype, has_sums)
     programs = triton.cdiv(num_tokens, tokens)
     shape = (programs, num_heads + num_keys, head_dim)
     sums = [

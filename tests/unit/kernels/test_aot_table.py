@@ -21,8 +21,6 @@ HALF = ("bfloat16", "float16")
 # What is not moved in 16 bytes a lane, and why.
 NARROW = {
     "swiglu": {"FiTv2-Ti/2"},  # its MLP has 682 values, no multiple of 8
-    # Sums of weights' gradients fill the registers: eight warps, few values to a lane.
-    "qk_norm_rope": {"XL-affine", "L-grouped"},
 }
 
 
