@@ -37,7 +37,12 @@ def normalised(x: Tensor, eps: float, norm: str) -> Tensor:
             return F.rms_norm(x, width, eps=eps)
         case "none":
             return x
-    raise ValueError(f"norm {norm!r} is unknown; known: {', '.join(NORMS)}")
+    raise ValueError(unknown_norm(norm))
+
+
+def unknown_norm(norm: str) -> str:
+    """Say that there is no such norm, and which there are."""
+    return f"norm {norm!r} is unknown; known: {', '.join(NORMS)}"
 
 
 def layer_norm_modulate(

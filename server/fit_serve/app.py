@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from fit_kernels import use_attention, use_backend
+from fit_kernels.attention import chosen_attention
 from fit_models.bundle import Bundle, load_bundle
 from fit_models.diffusion.sampler import SAMPLERS
 from fit_serve.engine import EngineConfig, EngineHandle
@@ -62,6 +63,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = _log.info) -> Asse
     bundle = load_bundle(settings.model, settings.device, settings.dtype)
     use_backend(settings.operators, bundle.device)
     use_attention(settings.attention)
+    chosen_attention(bundle.dtype, bundle.device, bundle.model_config.head_dim)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

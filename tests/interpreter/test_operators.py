@@ -7,7 +7,7 @@ proved on a GPU (tests/gpu) and by what ahead-of-time compilation shows of the c
 import pytest
 import torch
 
-from fit_kernels import use_backend
+from fit_kernels import registered, use_backend
 from fit_kernels.backend import current_backend
 from fit_kernels.fused import row_sums as fused_row_sums
 from fit_kernels.launch import interpreting
@@ -60,3 +60,13 @@ def test_the_same_input_gives_the_same_bits(case: OperatorCase):
     once, again = (case.run(True, torch.float32) for _ in range(2))
     for first, second in zip(once, again, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_norm_that_no_kernel_has_is_refused():
+    x, row = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)
+    for norm in ("none", "batch"):
+        with pytest.raises(ValueError, match=f"norm '{norm}' is not fused with a modulation"):
+            registered.layer_norm_modulate(x, x, x, row, 1e-6, norm)
+    qkv, slab = torch.zeros(1, 3, 4), torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="norm 'batch' is unknown; known: layer, rms, none"):
+        registered.qk_norm_rope(qkv, slab, slab, row, num_heads=1, norm="batch")

@@ -3,14 +3,16 @@
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import torch
+
 from support.fake_engine import CLASS_NAMES, FakeEngine
 
 BUNDLE = SimpleNamespace(
     name="tiny",
-    device="cpu",
-    dtype="torch.float32",
+    device=torch.device("cpu"),
+    dtype=torch.float32,
     class_names=CLASS_NAMES,
-    model_config=SimpleNamespace(patch_size=2),
+    model_config=SimpleNamespace(patch_size=2, head_dim=64),
     autoencoder=SimpleNamespace(downsampling=8),
     defaults=SimpleNamespace(
         num_inference_steps=11,

@@ -175,6 +175,12 @@ def _backward(
         _store(grad_y_ptr, token_N, D, cols_b, in_b, grad_b_out)
 
 
+def _subtracts_mean(norm: str) -> bool:
+    if norm not in ("layer", "rms"):
+        raise ValueError(f"norm {norm!r} is not fused with a modulation; known: layer, rms")
+    return norm == "layer"
+
+
 def _tile(width: int) -> dict[str, int]:
     """One warp holds 1024 values of a row: its sums need no shared memory."""
     a, b = two_pieces(width, smallest=16)
@@ -246,7 +252,7 @@ def _launch_forward(
         *(0 if t is None else t.stride(0) for t in (x_TD, y_TD, gate_RD, shift_RD, scale_RD)),
         eps,
         D=width,
-        SUBTRACT_MEAN=norm == "layer",
+        SUBTRACT_MEAN=_subtracts_mean(norm),
         **tile,
     )
 
@@ -299,7 +305,7 @@ def norm_modulate_backward(
         *(0 if t is None else t.stride(0) for t in (x_TD, grad_TD, grad_sum_TD, gate_RD, scale_RD)),
         eps,
         D=width,
-        SUBTRACT_MEAN=norm == "layer",
+        SUBTRACT_MEAN=_subtracts_mean(norm),
         **tile,
     )
     return grad_x_TD, grad_y_TD, mean_T, rstd_T

@@ -27,6 +27,7 @@ from fit_kernels.fused.pairs import (
     store_pairs,
 )
 from fit_kernels.launch import check_dtype, launch, stride_unit, two_pieces, unit_stride
+from fit_kernels.reference import NORMS, key_heads, unknown_norm
 
 # Tokens of one program where it also sums gradients of the norm's weights.
 _TOKENS_PER_SUM = 32
@@ -216,8 +217,10 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor]:
     """Queries [T, H, E] and keys [T, G, E], normalised and rotated."""
     check_dtype("qk_norm_rope", qkv_TXE, weight_JE, bias_JE, cos_PE2)
-    num_tokens, num_all, head_dim = qkv_TXE.shape
-    num_keys = (num_all - num_heads) // 2
+    if norm not in NORMS:
+        raise ValueError(unknown_norm(norm))
+    num_tokens, _, head_dim = qkv_TXE.shape
+    num_keys = key_heads(qkv_TXE, num_heads)
     qkv_TXE = unit_stride(qkv_TXE)
     q_THE, k_TGE = (
         torch.empty(num_tokens, heads, head_dim, dtype=qkv_TXE.dtype, device=qkv_TXE.device)

@@ -1,9 +1,12 @@
 """A setting is written once: default, variable, flag, and a clear refusal of anything else."""
 
 import os
+from typing import get_args
 
 import pytest
 
+from fit_kernels.attention import ATTENTIONS
+from fit_kernels.backend import BACKENDS
 from fit_serve.settings import ENV_PREFIX, Settings, flag_of, load_settings
 
 
@@ -75,3 +78,11 @@ def test_every_setting_is_described(name: str) -> None:
     description = Settings.model_fields[name].description
     assert description
     assert description.endswith(".")
+
+
+def test_every_form_of_the_kernels_can_be_asked_for() -> None:
+    choices = {
+        name: set(get_args(Settings.model_fields[name].annotation))
+        for name in ("operators", "attention")
+    }
+    assert choices == {"operators": {"auto", *BACKENDS}, "attention": {"auto", *ATTENTIONS}}
