@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
+from fit_kernels import use_attention
 from fit_serve import app as app_module
 from fit_serve.app import Assembly, assemble, build_app, http_app
 from fit_serve.settings import load_settings
@@ -72,3 +73,16 @@ def test_a_factory_builds_everything_from_the_environment(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app_module, "load_bundle", lambda *_: BUNDLE)
         assert build_app().title == "fit-serve"
+
+
+def test_kernels_that_cannot_run_are_refused_before_anything_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app_module, "load_bundle", lambda *_: BUNDLE)
+    try:
+        with pytest.raises(ValueError, match="attention 'torch-varlen': device is cpu; it must be"):
+            assemble(load_settings({"attention": "torch-varlen"}))
+        with pytest.raises(ValueError, match="operator backend 'fused' cannot run: "):
+            assemble(load_settings({"operators": "fused"}))
+    finally:
+        use_attention("auto")
