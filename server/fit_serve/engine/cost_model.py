@@ -207,4 +207,4 @@ def _is_whole(value: object) -> bool:
 def _is_finite(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    return -math.inf < value < math.inf  # math.isfinite overflows on very large integers

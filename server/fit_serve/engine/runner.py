@@ -20,6 +20,7 @@ from fit_models.diffusion.prediction import timestep_of_sigma
 from fit_models.modulation import StackedModulation
 from fit_models.rope import rope_table
 from fit_serve.engine.batch import Batch, build_batch, packed_order
+from fit_serve.engine.buckets import default_buckets
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.modulation_cache import Key, ModulationCache
 from fit_serve.engine.rope_cache import RopeCache
@@ -178,13 +179,3 @@ class Runner:
             else:
                 draws.append(torch.zeros(shape))
         return torch.cat(draws).to(self.device)
-
-
-def default_buckets(device: torch.device) -> tuple[int, ...]:
-    """Nothing on a CPU, where padding is computed for nothing; a fixed set of totals on a GPU.
-
-    Step 256 to 4096, then 512: 2.8 % padding on a simulated mix of ten resolutions.
-    """
-    if device.type == "cpu":
-        return ()
-    return (*range(256, 4096, 256), *range(4096, 32_769, 512))

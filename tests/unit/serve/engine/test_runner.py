@@ -14,7 +14,7 @@ from fit_models.diffusion.sampler import SAMPLERS
 from fit_models.packing import layout_of_grids
 from fit_serve.engine import runner as runner_module
 from fit_serve.engine.config import EngineConfig
-from fit_serve.engine.runner import Runner, StepReport, default_buckets
+from fit_serve.engine.runner import Runner, StepReport
 from fit_serve.engine.sequence import Sequence
 from fit_serve.request import SequenceRequest
 from support.sequences import planned, request_of, requests, sequence_of
@@ -228,10 +228,3 @@ def test_a_step_that_fails_leaves_the_others_state_alone(
 
 def _out_of_memory(*args: object) -> Tensor:
     raise MemoryError
-
-
-def test_by_default_only_a_gpu_pads() -> None:
-    assert default_buckets(torch.device("cpu")) == ()
-    buckets = default_buckets(torch.device("cuda"))
-    assert list(buckets) == sorted(set(buckets))
-    assert (buckets[0], buckets[-1]) == (256, 32_768)

@@ -1,0 +1,217 @@
+"""Calibration: how long a step takes on this device with this model, and the budget from it.
+
+Runs the network on packs of equal sequences with random latents. What surrounds the network in a
+step (gathers, guidance, the sampler's update) is not timed: it is small beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fit_models.bundle import Bundle
+from fit_models.config import ModelConfig
+from fit_models.modulation import StackedModulation
+from fit_models.packing import layout_of_grids
+from fit_serve.engine.buckets import default_buckets
+from fit_serve.engine.cost_model import CostModel, fit_cost_model
+from fit_serve.engine.step_timing import PackShape, time_in_turns
+
+SECONDS = 30.0
+"""Most that a calibration takes unless told otherwise."""
+
+_CPU_TOTALS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_GPU_TOTALS = (*(4 * total for total in _CPU_TOTALS), 24_576, 32_768)
+_LONG_COUNTS = (1, 2, 4)  # sequences of the long grid in a pack
+_MODULATION_ROWS = 64  # distinct (timestep, label) of a step, at most
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured, and what follows from it.
+
+    Attributes:
+        cost_model: seconds of a step.
+        max_num_batched_tokens: the budget: its knee.
+        token_buckets: totals to pad steps up to; empty on a CPU.
+        seconds: what measuring took.
+        measured_at: when it began, UTC, ISO 8601.
+        model: name of the bundle.
+        device: as its maker calls it.
+        dtype: of the network, as "float32".
+        num_threads: torch threads of the step.
+    """
+
+    cost_model: CostModel
+    max_num_batched_tokens: int
+    token_buckets: tuple[int, ...]
+    seconds: float
+    measured_at: str
+    model: str
+    device: str
+    dtype: str
+    num_threads: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second of a step as large as the budget."""
+        return self.cost_model.tokens_per_s(self.max_num_batched_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        values = {**asdict(self), "token_buckets": list(self.token_buckets)}
+        return {**values, "cost_model": self.cost_model.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: a field is missing, unknown or cannot be; the message names it.
+        """
+        if set(values) != (known := {f.name for f in fields(cls)}):
+            raise ValueError(f"calibration has the fields {sorted(values)}; needed {sorted(known)}")
+        if not isinstance(values["cost_model"], Mapping):
+            raise ValueError(f"cost_model is {values['cost_model']!r}; it must be an object")
+        buckets = values["token_buckets"]
+        if not isinstance(buckets, list) or any(type(b) is not int or b < 1 for b in buckets):
+            raise ValueError(f"token_buckets is {buckets!r}; it must be a list of token counts")
+        if buckets != sorted(set(buckets)):
+            raise ValueError(f"token_buckets is {buckets!r}; buckets must rise")
+        for name in ("max_num_batched_tokens", "num_threads"):
+            if type(values[name]) is not int or values[name] < 1:
+                raise ValueError(f"{name} is {values[name]!r}; it must be a whole number from 1 on")
+        if type(values["seconds"]) not in (int, float) or not values["seconds"] >= 0:
+            raise ValueError(f"seconds is {values['seconds']!r}; it must be a number from 0 on")
+        for name in ("measured_at", "model", "device", "dtype"):
+            if not isinstance(values[name], str):
+                raise ValueError(f"{name} is {values[name]!r}; it must be a string")
+        model = CostModel.from_dict(values["cost_model"])
+        return cls(**{**values, "cost_model": model, "token_buckets": tuple(buckets)})
+
+
+def calibrate(
+    bundle: Bundle,
+    num_threads: int | None = None,
+    seconds: float = SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Calibration:
+    """Measure now, with the operators and the attention in use in this process.
+
+    Args:
+        bundle: on its device, in its dtype; nothing else should run there meanwhile.
+        num_threads: torch threads of the step; None and 0 leave the number that is set.
+        seconds: limit; what is compiled or one step may exceed it.
+        clock: seconds.
+
+    Raises:
+        ValueError: a limit or a number of threads that cannot be.
+        torch.OutOfMemoryError: not even the smallest step fits.
+    """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds is {seconds}; it must be above 0 and finite")
+    if num_threads is not None and num_threads < 0:
+        raise ValueError(f"num_threads is {num_threads}; it must be at least 0")
+    started, measured_at = clock(), datetime.now(UTC).isoformat(timespec="seconds")
+    shapes = shapes_for(bundle.model_config, bundle.device)
+    with _threads(num_threads), torch.inference_mode():
+        threads = torch.get_num_threads()
+        samples = time_in_turns(shapes, _Steps(bundle), seconds, clock)
+    cost_model = fit_cost_model(samples)
+    budget = cost_model.knee()
+    return Calibration(
+        cost_model=cost_model,
+        max_num_batched_tokens=budget,
+        token_buckets=default_buckets(bundle.device, budget),
+        seconds=clock() - started,
+        measured_at=measured_at,
+        model=bundle.name,
+        device=device_name(bundle.device),
+        dtype=str(bundle.dtype).removeprefix("torch."),
+        num_threads=threads,
+    )
+
+
+def shapes_for(config: ModelConfig, device: torch.device) -> list[PackShape]:
+    """Packs that tell the curve and the cost of long sequences.
+
+    The curve is taken with pictures as large as the model was trained with on a GPU, with a quarter
+    of their tokens on a CPU, where small steps matter; the long ones have four times their tokens.
+    """
+    trained = config.rope.ori_max_pe_len
+    side = max(2, trained // 2) if device.type == "cpu" else trained
+    reference, long = (side, side), (2 * trained, 2 * trained)
+    counts = (
+        max(1, round(total / side**2))
+        for total in (_CPU_TOTALS if device.type == "cpu" else _GPU_TOTALS)
+    )
+    curve = (PackShape(reference, count) for count in counts)
+    return list(dict.fromkeys((*curve, *(PackShape(long, count) for count in _LONG_COUNTS))))
+
+
+def device_name(device: torch.device) -> str:
+    """What its maker calls it; a processor with the number of cores this process may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores"
+
+
+class _Steps:
+    """Steps of one network; a pack is made when its shape comes up for the first time."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._stacked = StackedModulation(bundle.network)
+        self._rows = self._stacked.rows(
+            torch.linspace(0, 1, _MODULATION_ROWS, device=bundle.device),
+            torch.zeros(_MODULATION_ROWS, dtype=torch.int64, device=bundle.device),
+        )
+        self._packs: dict[PackShape, tuple[Any, ...]] = {}
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, shape: PackShape) -> None:
+        """Make a step and wait for the device."""
+        if shape not in self._packs:
+            self._packs[shape] = self._pack(shape)
+        self._bundle.network.denoise(*self._packs[shape])
+        if self._bundle.device.type == "cuda":
+            torch.cuda.synchronize(self._bundle.device)
+
+    def _pack(self, shape: PackShape) -> tuple[Any, ...]:
+        config, device = self._bundle.model_config, self._bundle.device
+        layout = layout_of_grids([shape.grid] * shape.count, config.head_dim, config.rope, device)
+        rows = self._rows[: min(shape.count, _MODULATION_ROWS)]
+        modulation = self._stacked.split(rows, layout.seq_of_token % rows.shape[0])
+        tokens = torch.randn(shape.tokens, config.token_channels, generator=self._generator)
+        return tokens.to(device, self._bundle.dtype), layout, modulation
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine() or "cpu"
