@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from fit_serve.cli.bench import bench
+from fit_serve.cli.calibrate import calibrate
 from fit_serve.cli.doctor import doctor
 from fit_serve.cli.evaluate import evaluate
 from fit_serve.cli.export import export
@@ -56,6 +57,7 @@ app.command()(train_autoencoder)
 app.command()(export)
 app.command()(evaluate)
 app.command()(bench)
+app.command()(calibrate)
 app.command()(doctor)
 
 

@@ -21,13 +21,19 @@ def doctor(
     model: Annotated[str, typer.Option(help='Folder of a bundle, or "embedded".')] = "embedded",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    num_threads: Annotated[
+        int, typer.Option(min=0, help="Torch threads of a step; 0 is torch's own choice.")
+    ] = 0,
 ) -> None:
     """Say what is installed here, then load a model and say how it would run."""
     for name, fact in (*software(), *hardware()):
         tell(name, fact)
     from fit_models.bundle import load_bundle
 
-    for name, fact in choices(load_bundle(model, device, dtype)):
+    bundle = load_bundle(model, device, dtype)
+    for name, fact in choices(bundle):
+        tell(name, fact)
+    for name, fact in calibrated(bundle, num_threads):
         tell(name, fact)
 
 
@@ -78,6 +84,23 @@ def choices(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     yield "attention", chosen_attention(*situation)
     for name, obstacle in obstacles(*situation):
         yield "", f"{name}: {obstacle or 'can run'}"
+
+
+def calibrated(bundle: "Bundle", num_threads: int) -> Iterator[tuple[str, str]]:
+    """Give the stored calibration of a model as it would run here with so many threads."""
+    from fit_serve.cli.calibrate import in_words
+    from fit_serve.engine import calibration_store
+
+    key = calibration_store.key_of(bundle, num_threads)
+    stored = calibration_store.load(key)
+    if stored is None:
+        plural = "" if key["num_threads"] == 1 else "s"
+        threads = f"with {key['num_threads']} thread{plural}"
+        remedy = "fit-serve calibrate, or the first fit-serve serve"
+        yield "calibration", f"not calibrated yet {threads} ({remedy})"
+    else:
+        yield "calibration", in_words(stored)
+        yield "", f"stored in {calibration_store.path_of(key)}"
 
 
 def _why_not_fused(device: "torch.device") -> str:

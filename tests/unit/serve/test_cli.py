@@ -30,6 +30,7 @@ SUBCOMMANDS = (
     "export",
     "evaluate",
     "bench",
+    "calibrate",
     "doctor",
 )
 
@@ -57,6 +58,7 @@ def test_help_lists_every_subcommand() -> None:
         "train-autoencoder",
         "evaluate",
         "bench",
+        "calibrate",
         "doctor",
     ):
         assert re.search(rf"^\W*{name}\b", text, re.MULTILINE), name
