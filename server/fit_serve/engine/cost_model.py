@@ -139,7 +139,8 @@ def fit_cost_model(samples: Iterable[Sample]) -> CostModel:
 
     The best of equal steps counts. Steps made of sequences of one and the shortest length become
     the points, smoothed so that noise cannot make time fall (least squares under that order). The
-    other steps give the cost of a pair: least squares over what they took beyond the points.
+    other steps give the cost of a pair: least squares over what they took beyond the points, as a
+    share of what they took.
 
     Raises:
         ValueError: no sample holds sequences of one length only, or one cannot be.
@@ -164,8 +165,8 @@ def fit_cost_model(samples: Iterable[Sample]) -> CostModel:
     over = square = 0.0
     for (tokens, lengths), seconds in best.items():
         pairs = sum(_extra_pairs(length, reference) for length in lengths)
-        over += pairs * (seconds - model.tokens_step_seconds(tokens))
-        square += pairs * pairs
+        over += pairs * (seconds - model.tokens_step_seconds(tokens)) / seconds**2
+        square += (pairs / seconds) ** 2
     return CostModel(model.points, reference, max(0.0, over / square) if square else 0.0)
 
 

@@ -38,29 +38,53 @@ def test_a_shape_knows_its_lengths() -> None:
 def test_small_sizes_come_first_each_twice_then_they_take_turns() -> None:
     clock = FakeClock()
     device = Device(clock, linear)
-    samples = time_in_turns(SHAPES, device, 1000.0, clock)
+    samples = time_in_turns(SHAPES, device, 15.0, clock)  # a turn is 50 ms, the least step 64
+    sizes = (64, 256, 1024)
     assert device.ran[:6] == [64, 64, 256, 256, 1024, 1024]
     assert device.ran[6:] == [64, 256, 1024] * 3  # nothing gets better
-    assert [(s.tokens, s.lengths) for s in samples] == [
-        (n, (64,) * (n // 64)) for n in (64, 256, 1024)
-    ]
+    assert [(s.tokens, s.lengths) for s in samples] == [(n, (64,) * (n // 64)) for n in sizes]
     assert [s.seconds for s in samples] == pytest.approx([0.064, 0.256, 1.024])
+
+
+def test_a_turn_of_a_short_step_is_as_long_as_the_others() -> None:
+    clock = FakeClock()
+    device = Device(clock, linear)
+    time_in_turns(SHAPES, device, 360.0, clock)  # a turn is 1.2 s
+    assert device.ran.count(1024) == 1 + 4
+    assert device.ran.count(256) == 1 + 4 * 4
+    assert device.ran.count(64) == 1 + 4 * 18
+
+
+def test_other_work_on_the_machine_does_not_favour_short_steps() -> None:
+    """Something else has every other 10 ms: a step of 5 ms that slips through is no fast step."""
+    shapes = [PackShape((8, 8), count) for count in (1, 2, 4, 8, 16)]
+    now_us = 0
+
+    def run(shape: PackShape) -> None:
+        nonlocal now_us
+        for _ in range(shape.tokens * 78 // 64):  # 64 us of work each; 5 ms for the smallest
+            if now_us % 20_000 >= 10_000:
+                now_us += 20_000 - now_us % 20_000
+            now_us += 64
+
+    samples = time_in_turns(shapes, run, 30.0, lambda: now_us / 1e6)
+    rates = [s.tokens / s.seconds for s in samples]
+    assert max(rates) / min(rates) < 1.2
 
 
 def test_the_best_turn_counts_and_what_a_first_run_compiles_does_not() -> None:
     clock = FakeClock()
-    device = Device(
-        clock, lambda shape, n: linear(shape, n) * (100, 3, 2, 1, 4, 4, 4, 4)[min(n, 7)]
-    )
-    samples = time_in_turns(SHAPES, device, 1000.0, clock)
-    assert [s.seconds for s in samples] == pytest.approx([0.064, 0.256, 1.024])
+    worse = (100, 3, 2, 1, 4)
+    device = Device(clock, lambda shape, n: linear(shape, n) * worse[min(n, 4)])
+    samples = time_in_turns([PackShape((8, 8), 1)], device, 15.0, clock)
+    assert samples[0].seconds == pytest.approx(0.064)
 
 
 def test_what_gets_better_for_ever_ends_too() -> None:
     clock = FakeClock()
-    device = Device(clock, lambda shape, n: linear(shape, n) * 0.9**n)
-    time_in_turns(SHAPES, device, 1e9, clock)
-    assert device.ran.count(64) == 2 + MAX_ROUNDS
+    device = Device(clock, lambda _, n: 0.9**n)
+    time_in_turns(SHAPES[:1], device, 1e-9 + 10.0, clock)
+    assert device.ran.count(1024) >= 2 + MAX_ROUNDS
 
 
 def test_a_slow_model_is_seen_at_small_sizes_only() -> None:
