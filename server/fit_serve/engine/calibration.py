@@ -32,7 +32,7 @@ SECONDS = 30.0
 
 _CPU_TOTALS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _GPU_TOTALS = (*(4 * total for total in _CPU_TOTALS), 24_576, 32_768)
-_LONG_COUNTS = (1, 2, 4)  # sequences of the long grid in a pack
+_LONG_COUNTS = (1, 2, 4)  # sequences of a long grid in a pack
 _MODULATION_ROWS = 64  # distinct (timestep, label) of a step, at most
 
 
@@ -126,7 +126,8 @@ def calibrate(
     shapes = shapes_for(bundle.model_config, bundle.device)
     with _threads(num_threads), torch.inference_mode():
         threads = torch.get_num_threads()
-        samples = time_in_turns(shapes, _Steps(bundle), seconds, clock)
+        steps = _Steps(bundle)
+        samples = time_in_turns(shapes, steps, seconds - (clock() - started), clock)
     cost_model = fit_cost_model(samples)
     budget = cost_model.knee()
     return Calibration(
@@ -146,17 +147,19 @@ def shapes_for(config: ModelConfig, device: torch.device) -> list[PackShape]:
     """Packs that tell the curve and the cost of long sequences.
 
     The curve is taken with pictures as large as the model was trained with on a GPU, with a quarter
-    of their tokens on a CPU, where small steps matter; the long ones have four times their tokens.
+    of their tokens on a CPU, where small steps matter. The long ones have four times the tokens,
+    and sixteen on a CPU too.
     """
     trained = config.rope.ori_max_pe_len
-    side = max(2, trained // 2) if device.type == "cpu" else trained
-    reference, long = (side, side), (2 * trained, 2 * trained)
-    counts = (
-        max(1, round(total / side**2))
-        for total in (_CPU_TOTALS if device.type == "cpu" else _GPU_TOTALS)
+    side = max(1, trained // 2) if device.type == "cpu" else trained
+    totals = _CPU_TOTALS if device.type == "cpu" else _GPU_TOTALS
+    curve = (PackShape((side, side), max(1, round(total / side**2))) for total in totals)
+    long = (
+        PackShape((longer, longer), count)
+        for longer in sorted({trained, 2 * trained} - {side})
+        for count in _LONG_COUNTS
     )
-    curve = (PackShape(reference, count) for count in counts)
-    return list(dict.fromkeys((*curve, *(PackShape(long, count) for count in _LONG_COUNTS))))
+    return list(dict.fromkeys((*curve, *long)))
 
 
 def device_name(device: torch.device) -> str:

@@ -52,7 +52,8 @@ def time_in_turns(
     Args:
         shapes: at least one.
         run: makes a step and waits for the device; may raise `torch.OutOfMemoryError`.
-        seconds: limit of it all; exceeded by one step at most, or by what is compiled.
+        seconds: limit of it all; exceeded by one step at most, or by what is compiled. Where it is
+            not above 0 the smallest shape is seen once.
         clock: seconds.
 
     Raises:
