@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fit_serve.engine.cost_model import CostModel, Sample, fit_cost_model
@@ -36,6 +36,7 @@ def steps(length: int, seconds_of: Any, sizes: tuple[int, ...] = SIZES) -> list[
     return [Sample(n, (length,) * (n // length), seconds_of(n)) for n in sizes]
 
 
+@settings(deadline=None)
 @given(cost_models(), LENGTHS, st.integers(1, 5000))
 def test_a_step_costs_something_and_never_less_with_one_more_sequence(
     model: CostModel, lengths: list[int], more: int
@@ -46,6 +47,7 @@ def test_a_step_costs_something_and_never_less_with_one_more_sequence(
     assert after >= before * (1 - 1e-12)
 
 
+@settings(deadline=None)
 @given(cost_models(), st.lists(st.integers(1, 5000), min_size=1, max_size=12))
 def test_a_step_never_costs_less_when_a_sequence_grows(
     model: CostModel, lengths: list[int]
@@ -54,6 +56,7 @@ def test_a_step_never_costs_less_when_a_sequence_grows(
     assert model.step_seconds(grown) >= model.step_seconds(lengths) * (1 - 1e-12)
 
 
+@settings(deadline=None)
 @given(cost_models())
 def test_points_are_met_and_the_first_is_the_floor(model: CostModel) -> None:
     for tokens, seconds in model.points:
@@ -61,11 +64,13 @@ def test_points_are_met_and_the_first_is_the_floor(model: CostModel) -> None:
     assert model.tokens_step_seconds(1) == model.points[0][1]
 
 
+@settings(deadline=None)
 @given(cost_models())
 def test_a_model_survives_json(model: CostModel) -> None:
     assert CostModel.from_dict(json.loads(json.dumps(model.to_dict()))) == model
 
 
+@settings(deadline=None)
 @given(cost_models(), st.floats(0.01, 1.0))
 def test_the_knee_is_measured_and_fast_enough_and_nothing_smaller_is(
     model: CostModel, share: float
@@ -112,6 +117,7 @@ def test_pairs_beyond_the_reference_are_paid_and_short_sequences_give_nothing_ba
     assert model.step_seconds([200]) == pytest.approx(2.0 + 0.001 * 200 * 190)
 
 
+@settings(deadline=None)
 @given(st.lists(SECONDS, min_size=len(SIZES), max_size=len(SIZES)))
 def test_noise_cannot_make_time_fall(seconds: list[float]) -> None:
     noisy = dict(zip(SIZES, seconds, strict=True))
@@ -121,6 +127,7 @@ def test_noise_cannot_make_time_fall(seconds: list[float]) -> None:
     assert sum(s for _, s in model.points) == pytest.approx(sum(seconds))
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e-7), st.floats(1e-5, 1e-2), st.floats(1e-6, 1e-4))
 def test_a_fit_finds_the_costs_that_made_the_samples(
     per_pair: float, floor: float, per_token: float
