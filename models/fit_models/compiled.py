@@ -31,7 +31,8 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     """
     forward = torch.compile(Block.forward, dynamic=True, backend=backend)
     for block in _blocks(network):
-        block.attn.attend = _attend_outside
+        attention: Any = block.attn
+        attention.attend = _attend_outside
         block.forward = partial(_call, forward, block)
 
 

@@ -21,6 +21,9 @@ DEVICE_LENGTHS = "device-lengths"
 """Name of an attention that reads the lengths from `cu_seqlens` only and runs on a CPU."""
 
 
+_ASKING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+
+
 class RecordingCapturer:
     """Attributes: captures, the number of them; num_bytes, a thousand for each."""
 
@@ -45,7 +48,7 @@ class _Recording(TorchDispatchMode):
         self._calls: list[tuple[Any, tuple, dict[str, Any], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in _ASKING:
             raise RuntimeError("a captured tensor was asked for its value")
         out = func(*args, **(kwargs or {}))
         self._calls.append((func, args, kwargs or {}, out))

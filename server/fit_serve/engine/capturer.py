@@ -51,7 +51,11 @@ class CudaCapturer:
         return max(0, self._free_before - self._free_bytes())
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Warm up on the side stream, then capture there; see `Capturer`."""
+        """Warm up on the side stream, then capture there; see `Capturer`.
+
+        After one that failed torch draws no more random numbers on the device in this process; the
+        engine draws its on the CPU.
+        """
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
@@ -60,9 +64,13 @@ class CudaCapturer:
                     run()
             current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # What other threads do on the device meanwhile (decoders) is no business of a capture.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            # What other threads do on the device meanwhile (decoders) is no business of a capture;
+            # and one that fails would leave its stream behind as the current one.
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
             ):
                 run()
         return graph.replay
