@@ -2,7 +2,7 @@
 
 Usage: `python benchmarks/bench_network.py [--model FiTv2-XL/2] [--toy] [--seconds N] [--rows FILE]
 [--ceilings FILE]`. Four ways: eager (the reference operators one by one), kernels (the fused
-operators), kernels + compile (each block through torch.compile), kernels + graph (a replayed CUDA
+operators), kernels + compile (as `fit_models.compiled` does it), kernels + graph (a replayed CUDA
 graph). All of them use the attention that `auto` chooses, so the gain over eager is fusion's alone;
 "eager, grouped" is what a network ran before there were kernels.
 
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fit_kernels import use_backend
 from fit_kernels.attention import use_attention
+from fit_models.compiled import compile_blocks, release_blocks
 from fit_models.config import ModelConfig, named_config
 from fit_models.joined import join_projections
 from fit_models.modulation import StackedModulation
@@ -111,13 +112,11 @@ def time_run(run: Run, way: str, stopwatch: Stopwatch) -> Timing:
     if way != _COMPILE:
         return stopwatch.time_loop([run.evaluate])
     torch.compiler.reset()  # else the packs add up to the limit of recompilations
-    for block in run.network.blocks:
-        block.compile()
+    compile_blocks(run.network)
     try:
         return stopwatch.time_loop([run.evaluate])
     finally:
-        for block in run.network.blocks:
-            block._compiled_call_impl = None
+        release_blocks(run.network)
 
 
 def time_way(run: Run, way: str, stopwatch: Stopwatch, into: Measurement) -> None:

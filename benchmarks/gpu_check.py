@@ -60,12 +60,13 @@ class Part:
 
 # In order of importance: what the time does not allow is left out from the end.
 PARTS = (
-    Part("tests", "", (), 170, 20),
+    Part("tests", "", (), 160, 20),
     Part("ceilings", "ceilings.py", (), 20, 10),
-    Part("kernels", "bench_kernels.py", (), 120, 20),
-    Part("network XL", "bench_network.py", ("--model", "FiTv2-XL/2"), 90, 25),
+    Part("kernels", "bench_kernels.py", (), 110, 20),
+    Part("network XL", "bench_network.py", ("--model", "FiTv2-XL/2"), 80, 25),
+    Part("graphs", "bench_graphs.py", (), 45, 25),
     Part("attention", "bench_attention.py", ("--device", "cuda"), 70, 20),
-    Part("network 3B", "bench_network.py", ("--model", "FiTv2-3B/2"), 70, 30, toy=False),
+    Part("network 3B", "bench_network.py", ("--model", "FiTv2-3B/2"), 55, 30, toy=False),
     Part("serving", "", (), 50, 40),
 )
 

@@ -83,8 +83,15 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(label_S)
 
 
+def attend(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, layout: PackedLayout) -> Tensor:
+    """Softmax attention inside each sequence, [T, H, E]; all that asks a layout for lengths."""
+    return attention_varlen(q_THE, k_THE, v_THE, layout.cu_seqlens, layout.runs, layout.max_length)
+
+
 class Attention(nn.Module):
     """Self-attention inside each packed sequence, with QK-norm and 2-D RoPE."""
+
+    attend = staticmethod(attend)
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -103,10 +110,7 @@ class Attention(nn.Module):
             num_heads=self.num_heads,
             norm="layer",
         )
-        out_THE = attention_varlen(
-            q_THE, k_THE, v_THE, layout.cu_seqlens, layout.runs, layout.max_length
-        )
-        return self.proj(out_THE.flatten(1))
+        return self.proj(self.attend(q_THE, k_THE, v_THE, layout).flatten(1))
 
 
 class SwiGLU(nn.Module):

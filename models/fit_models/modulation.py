@@ -13,6 +13,19 @@ from torch import Tensor
 from fit_models.networks.fitv2 import FiTv2, Modulation
 
 
+def joined_rows(modulation: Modulation) -> Tensor:
+    """The rows [R, M] that `StackedModulation.split` took apart: a view where they are views."""
+    parts = (*modulation.blocks, modulation.final)
+    first, offset = parts[0], parts[0].storage_offset()
+    memory = first.untyped_storage().data_ptr()
+    for part in parts:
+        neighbour = part.storage_offset() == offset and part.stride() == first.stride()
+        if not neighbour or part.untyped_storage().data_ptr() != memory:
+            return torch.cat(parts, dim=1)
+        offset += part.shape[1]
+    return first.as_strided((first.shape[0], offset - first.storage_offset()), first.stride())
+
+
 class StackedModulation:
     """The adaLN projections of a network, stacked over blocks."""
 

@@ -11,6 +11,7 @@ from support.repository import ROOT
 
 WAYS = {
     "kernels": {"eager", "fused", "compiled"},
+    "graphs": {"kernels", "kernels + graphs", "kernels + compile"},
     "network": {"eager", "eager, grouped", "kernels", "kernels + compile", "kernels + graph"},
 }
 
@@ -30,7 +31,7 @@ def test_the_gpu_check_runs_end_to_end_at_toy_size_and_leaves_no_row_silent():
         data = json.load(file)
     assert data["broken"] == {}
     parts = {m["part"] for m in data["measurements"]}
-    assert parts == {"tests", "ceilings", "kernels", "network", "attention", "serving"}
+    assert parts == {"tests", "ceilings", "kernels", "network", "graphs", "attention", "serving"}
     for m in data["measurements"]:
         assert not m["seconds"] or m["ours"] in m["seconds"], m
         assert WAYS.get(m["part"], set()) <= m["seconds"].keys() | m["missing"].keys(), m

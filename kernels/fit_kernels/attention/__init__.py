@@ -3,6 +3,7 @@
 from fit_kernels.attention.choice import (
     ATTENTIONS,
     attention_varlen,
+    capture_obstacle,
     chosen_attention,
     current_attention,
     obstacles,
@@ -13,6 +14,7 @@ from fit_kernels.attention.grouped import equal_runs
 __all__ = [
     "ATTENTIONS",
     "attention_varlen",
+    "capture_obstacle",
     "chosen_attention",
     "current_attention",
     "equal_runs",

@@ -81,6 +81,18 @@ def chosen_attention(dtype: torch.dtype, device: torch.device, head_dim: int) ->
     return name
 
 
+def capture_obstacle(dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
+    """Why a CUDA graph of what runs for these values must not be replayed; None if it may.
+
+    Raises:
+        ValueError: what was asked for by name does not take them.
+    """
+    name = chosen_attention(dtype, device, head_dim)
+    if implementation(name).captures:
+        return None
+    return f"attention {name!r} knows the lengths of sequences on the host only"
+
+
 def obstacles(
     dtype: torch.dtype, device: torch.device, head_dim: int
 ) -> Iterator[tuple[str, str | None]]:

@@ -10,7 +10,7 @@ import functools
 import importlib
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class FlashAttention:
     package: str
     capabilities: tuple[int, ...]
     widest: int = 256
+    captures: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """Whether the package is here."""

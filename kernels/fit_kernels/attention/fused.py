@@ -15,6 +15,8 @@ WIDEST_HEAD = 128
 class Fused:
     """`fit_kernels.fused.attention_varlen`, through its registered operator."""
 
+    captures = True
+
     def missing(self) -> str | None:
         """Whether Triton is here."""
         return package_missing("triton", "triton")

@@ -39,6 +39,8 @@ def equal_runs(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
 class Grouped:
     """In plain PyTorch: runs everywhere, in any dtype."""
 
+    captures = False
+
     def missing(self) -> str | None:
         """Nothing is needed."""
         return None

@@ -23,7 +23,17 @@ Runs = Sequence[tuple[int, int, int]]
 
 
 class Implementation(Protocol):
-    """One way to compute attention inside each sequence of a pack."""
+    """One way to compute attention inside each sequence of a pack.
+
+    Attributes:
+        captures: whether a captured CUDA graph of it may be replayed with other lengths: it takes
+            them from `cu_seqlens` on the device, never from `runs`, and `max_length` as a bound.
+    """
+
+    @property
+    def captures(self) -> bool:
+        """See the class."""
+        ...
 
     def missing(self) -> str | None:
         """Why it cannot be loaded here; None if it can."""

@@ -20,6 +20,8 @@ from fit_kernels.attention.implementation import (
 class TorchVarlen:
     """`torch.nn.attention.varlen.varlen_attn`."""
 
+    captures = True
+
     def missing(self) -> str | None:
         """It came with torch 2.10, and takes a scale since 2.11."""
         return package_missing("torch.nn.attention.varlen", "a torch with varlen_attn (2.11)")

@@ -20,6 +20,8 @@ from fit_kernels.attention.implementation import (
 class XformersBlocks:
     """`xformers.ops.memory_efficient_attention` with a `BlockDiagonalMask`."""
 
+    captures = False
+
     def missing(self) -> str | None:
         """Whether the package is here, and its compiled part fits this torch."""
         if missing := package_missing("xformers.ops", "xformers"):

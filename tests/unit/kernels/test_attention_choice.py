@@ -8,6 +8,8 @@ import torch
 
 from fit_kernels import attention_varlen, use_attention
 from fit_kernels.attention import (
+    ATTENTIONS,
+    capture_obstacle,
     choice,
     chosen_attention,
     current_attention,
@@ -179,3 +181,16 @@ def test_torchs_attention_is_given_fewer_key_heads_only_if_it_takes_them(
     offsets = torch.tensor([0, 5], dtype=torch.int32)
     torch_varlen.TORCH_VARLEN.attend(q, k, k, offsets, [(0, 1, 5)], 5, None)
     assert heads == ([(2, 2, {"enable_gqa": True})] if shares else [(4, 4, {})])
+
+
+def test_attention_that_takes_lengths_from_the_host_is_not_to_be_replayed():
+    captures = {name for name in ATTENTIONS if choice.implementation(name).captures}
+    assert captures == set(ATTENTIONS) - {"grouped", "xformers"}
+    assert capture_obstacle(torch.float32, CPU, 72) == (
+        "attention 'grouped' knows the lengths of sequences on the host only"
+    )
+
+
+@pytest.mark.usefixtures("hopper", "broken_flash_attn")
+def test_attention_that_takes_lengths_from_the_device_may_be_replayed():
+    assert capture_obstacle(torch.bfloat16, torch.device("cuda"), 72) is None

@@ -1,8 +1,10 @@
 """All adaLN rows of a step at once are the rows the network would make block by block."""
 
+from dataclasses import replace
+
 import torch
 
-from fit_models.modulation import StackedModulation
+from fit_models.modulation import StackedModulation, joined_rows
 from fit_models.packing import layout_of_grids
 from support.toy_bundle import make_toy_network
 
@@ -47,3 +49,22 @@ def test_splitting_copies_nothing():
     storages = {x.untyped_storage().data_ptr() for x in (*modulation.blocks, modulation.final)}
     assert storages == {rows_RM.untyped_storage().data_ptr()}
     assert sum(x.shape[1] for x in (*modulation.blocks, modulation.final)) == stacked.row_values
+
+
+def test_rows_taken_apart_are_joined_without_a_copy():
+    stacked = StackedModulation(NETWORK)
+    rows_RM = stacked.rows(torch.tensor([0.5, 0.1]), torch.tensor([1, 2]))
+    modulation = stacked.split(rows_RM, torch.zeros(4, dtype=torch.int64))
+    found = joined_rows(modulation)
+    assert torch.equal(found, rows_RM)
+    assert found.data_ptr() == rows_RM.data_ptr()
+
+
+def test_rows_made_block_by_block_are_joined_by_a_copy():
+    stacked = StackedModulation(NETWORK)
+    rows_RM = stacked.rows(torch.tensor([0.5, 0.1]), torch.tensor([1, 2]))
+    views = stacked.split(rows_RM, torch.zeros(4, dtype=torch.int64))
+    copies = replace(views, blocks=tuple(block.clone() for block in views.blocks))
+    assert torch.equal(joined_rows(copies), rows_RM)
+    swapped = replace(views, blocks=views.blocks[::-1])
+    assert torch.equal(joined_rows(swapped), torch.cat((*views.blocks[::-1], views.final), dim=1))
