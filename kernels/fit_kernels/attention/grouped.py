@@ -23,7 +23,7 @@ from fit_kernels.attention.implementation import Runs
 # Above this length the [N, N] scores of the bmm form no longer pay for themselves on a CPU.
 _BMM_MAX_TOKENS = 2048
 # Scores of more bytes are worked off in parts of queries that stay in a core's cache.
-_CACHED_BYTES, _PART_BYTES = 6 * 2**20, 3 * 2**20
+_CACHED_BYTES, _PART_BYTES = 16 * 2**20, 4 * 2**20
 
 
 def equal_runs(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
