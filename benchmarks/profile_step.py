@@ -35,6 +35,7 @@ from fit_models.device import DTYPES, use_fast_float32_matmul
 from fit_models.modulation import StackedModulation
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
+from fit_models.prepacked import lay_out_weights
 
 PRODUCTS, COPIES, OTHER = "products", "gathers, copies", "other"
 _ATTENTION, _NORMS, _ROPE, _SWIGLU = "attention", "norms, modulation", "qk-norm, rope", "swiglu"
@@ -46,7 +47,7 @@ _OPERATORS = (
     (reference, "qk_norm_rope", _ROPE),
     (GROUPED, "attend", _ATTENTION),
 )
-_PRODUCTS = ("aten::addmm", "aten::mm", "aten::linear", "aten::_int_mm", "mkldnn::")
+_PRODUCTS = ("aten::addmm", "aten::mm", "aten::linear", "mkldnn::")
 _COPIES = ("aten::copy_", "aten::index_select", "aten::index", "aten::cat")
 _BEST_SHAPES = ((1024, 768, 2304), (1024, 768, 768), (1024, 1024, 1024))
 _GRID = (10, 10)
@@ -68,7 +69,7 @@ def network_of(model: str, dtype: torch.dtype) -> FiTv2:
     """A named size with random weights, or a bundle."""
     if model in NAMED_CONFIGS:
         torch.manual_seed(0)
-        return random_network(named_config(model), torch.device("cpu"), dtype)
+        return random_network(named_config(model), torch.device("cpu"), dtype, lay_out_weights)
     return load_bundle(model, "cpu", dtype).network
 
 
