@@ -32,6 +32,7 @@ from fit_kernels.attention.grouped import GROUPED
 from fit_models.bundle import load_bundle
 from fit_models.config import NAMED_CONFIGS, named_config
 from fit_models.device import DTYPES, use_fast_float32_matmul
+from fit_models.host_memory import keep_freed_memory
 from fit_models.modulation import StackedModulation
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
@@ -203,6 +204,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     use_fast_float32_matmul()
+    keep_freed_memory()
     for dtype in arguments.dtype or DTYPES:
         cases = []
         for model in arguments.model or ("embedded", "FiTv2-B/2"):
