@@ -4,7 +4,7 @@ Usage: `python benchmarks/profile_step.py [--model embedded] [--model FiTv2-B/2]
 [--tokens N ...] [--threads N] [--rounds N]`. A named size gets random weights. The group of an
 operation is the operator of `fit_kernels` it runs in; matrix products, and gathers and copies
 wherever they are made, are groups of their own. Shares are of a profiled run; the time of a step is
-the median and the best of unprofiled rounds, in which the sizes take turns. The rate (median)
+the median and the best of unprofiled rounds, in which the sizes take turns. The rate (best)
 counts matrix products and attention (`ModelConfig.flops_per_token`); the best rate is that of one
 `F.linear` of 1,024 rows, the best of a few shapes in the same rounds.
 """
@@ -171,14 +171,15 @@ def measure(cases: list[Case], rounds: int) -> None:
     lines = []
     for case in cases:
         median = statistics.median(seconds[id(case)])
-        rate = case.flops / median
+        best = min(seconds[id(case)])
+        rate = case.flops / best
         shares = shares_of(case.evaluate)
         lines.append(
             (
                 case.model,
                 str(case.tokens),
                 f"{median * 1e3:.1f}",
-                f"{min(seconds[id(case)]) * 1e3:.1f}",
+                f"{best * 1e3:.1f}",
                 *(f"{shares[group]:.0%}" for group in GROUPS),
                 f"{rate / 1e9:.0f}",
                 f"{rate / best_rate:.0%}",
