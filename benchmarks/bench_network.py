@@ -58,8 +58,13 @@ class Run:
     evaluate: Callable[[], Tensor]
 
 
-def random_network(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> FiTv2:
-    """Weights that keep values of size one, every gate open; laid out as for serving."""
+def random_network(
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    lay_out: Callable[[FiTv2], None] = join_projections,
+) -> FiTv2:
+    """Weights that keep values of size one, every gate open; laid out as for serving on a GPU."""
     with torch.device("meta"):
         network = FiTv2(config).to(dtype)
     network.to_empty(device=device)
@@ -68,7 +73,7 @@ def random_network(config: ModelConfig, device: torch.device, dtype: torch.dtype
             fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1000
             parameter.normal_(std=fan_in**-0.5)
     network.eval().requires_grad_(False)
-    join_projections(network)
+    lay_out(network)
     return network
 
 

@@ -16,6 +16,7 @@ import torch
 
 from fit_models.bundle import load_bundle
 from fit_models.device import use_fast_float32_matmul
+from fit_models.host_memory import keep_freed_memory
 from fit_models.modulation import StackedModulation
 from fit_models.packing import layout_of_grids
 
@@ -34,6 +35,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     use_fast_float32_matmul()
+    keep_freed_memory()
     bundle = load_bundle(arguments.model, "auto", arguments.dtype)
     network, config = bundle.network, bundle.model_config
     weight = network.x_embedder.proj.weight

@@ -13,36 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fit_kernels.norms import normalised, normalised_heads
 from fit_kernels.rows import gather_rows
-
-NORMS = ("layer", "rms", "none")
-
-
-def normalised(x: Tensor, eps: float, norm: str) -> Tensor:
-    """Each row of the last dim over its deviation: LayerNorm or RMSNorm, neither with weights.
-
-    Args:
-        x: any shape; statistics are taken in fp32 whatever the dtype.
-        eps: added to the (biased) variance, or to the mean square.
-        norm: "layer" (arXiv:1607.06450), "rms" (arXiv:1910.07467) or "none".
-
-    Raises:
-        ValueError: the norm is unknown.
-    """
-    width = (x.shape[-1],)
-    match norm:
-        case "layer":
-            return F.layer_norm(x, width, eps=eps)
-        case "rms":
-            return F.rms_norm(x, width, eps=eps)
-        case "none":
-            return x
-    raise ValueError(unknown_norm(norm))
-
-
-def unknown_norm(norm: str) -> str:
-    """Say that there is no such norm, and which there are."""
-    return f"norm {norm!r} is unknown; known: {', '.join(NORMS)}"
 
 
 def layer_norm_modulate(
@@ -62,7 +34,7 @@ def layer_norm_modulate(
         shift_RD: one shift per modulation row; None for none (Next-DiT).
         scale_RD: one scale per modulation row; 0 means unchanged.
         row_T: int64 index of each token's row.
-        eps, norm: see `normalised`.
+        eps, norm: see `fit_kernels.norms.normalised`.
     """
     normed_TD = normalised(x_TD, eps, norm)
     scale_TD = gather_rows(1.0 + scale_RD, row_T)
@@ -154,7 +126,8 @@ def qk_norm_rope(
         sin_PE2: rotary slab [P, E/2], fp32.
         rope_row_T: int64 row of the slab for each token.
         num_heads: H; G follows from the number of heads of the projection.
-        norm: over each head's values before the rotation, see `normalised` (FiTv2: "layer").
+        norm: over each head's values before the rotation (FiTv2: "layer"); see
+            `fit_kernels.norms.normalised`.
         eps: of that norm.
         weight_JE: of that norm, one row for each query and key head; None for none.
         bias_JE: likewise.
@@ -168,7 +141,7 @@ def qk_norm_rope(
     """
     num_keys = key_heads(qkv_TXE, num_heads)
     qk_TJE, v_TGE = qkv_TXE.split((num_heads + num_keys, num_keys), dim=1)
-    qk_TJE = normalised(qk_TJE, eps, norm)
+    qk_TJE = normalised_heads(qk_TJE, eps, norm)
     if weight_JE is not None:
         qk_TJE = qk_TJE * weight_JE
     if bias_JE is not None:

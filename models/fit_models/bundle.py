@@ -26,8 +26,8 @@ from fit_models.config import ModelConfig
 from fit_models.device import resolve_device, resolve_dtype
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import SAMPLERS
-from fit_models.joined import join_projections
 from fit_models.networks.fitv2 import FiTv2
+from fit_models.prepacked import lay_out_weights
 
 EMBEDDED = "embedded"
 MODEL_INDEX = "model_index.json"
@@ -133,7 +133,7 @@ def load_bundle(
         network = FiTv2(config)
     load_weights(network, folder / "transformer", device, dtype)
     network.eval().requires_grad_(False)
-    join_projections(network)
+    lay_out_weights(network)
     autoencoder = Autoencoder.from_folder(folder / "vae").to(device, dtype)
     if autoencoder.latent_channels != config.in_channels:
         raise ValueError(

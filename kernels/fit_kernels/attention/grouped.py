@@ -6,7 +6,8 @@ times as much and a block-diagonal mask 5.5 times. Knows the lengths on the host
 graph of it holds for these lengths and no others.
 
 Dimension key: T packed tokens, H query heads, G key and value heads, R query heads of one key
-head, E head dim, B equal sequences, N tokens of each.
+head, E head dim, B equal sequences, N tokens of each, M rows of queries (R N), P part of
+them, Z = B G.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from fit_kernels.attention.implementation import Runs
 
 # Above this length the [N, N] scores of the bmm form no longer pay for themselves on a CPU.
 _BMM_MAX_TOKENS = 2048
+# Scores of more bytes are worked off in parts of queries that stay in a core's cache.
+_CACHED_BYTES, _PART_BYTES = 16 * 2**20, 4 * 2**20
 
 
 def equal_runs(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
@@ -80,13 +83,32 @@ def _dense_attention(q_BNHE: Tensor, k_BNGE: Tensor, v_BNGE: Tensor, scale: floa
     q_BGME = q_BHNE if q_BHNE.shape[1] == heads else q_BHNE.unflatten(1, (heads, -1)).flatten(2, 3)
     if _prefers_bmm(q_BHNE):
         factor: float = q_BGME.shape[-1] ** -0.5 if scale is None else scale
-        scores_BGMN = (q_BGME * factor) @ k_BGNE.transpose(-1, -2)
-        out_BGME = scores_BGMN.softmax(-1).to(v_BGNE.dtype) @ v_BGNE
+        q_ZME, k_ZNE, v_ZNE = (x.flatten(0, 1) for x in (q_BGME, k_BGNE, v_BGNE))
+        out_BGME = _bmm_attention(q_ZME, k_ZNE, v_ZNE, factor).unflatten(0, q_BGME.shape[:2])
     else:
         out_BGME = F.scaled_dot_product_attention(q_BGME, k_BGNE, v_BGNE, scale=scale)
     if q_BGME is not q_BHNE:
         out_BGME = out_BGME.unflatten(2, (-1, tokens)).flatten(1, 2)
     return out_BGME.transpose(1, 2).flatten(0, 1)
+
+
+def _bmm_attention(q_ZME: Tensor, k_ZNE: Tensor, v_ZNE: Tensor, factor: float) -> Tensor:
+    if torch.is_grad_enabled():
+        return _scores(q_ZME, k_ZNE, factor).softmax(-1) @ v_ZNE
+    heads, rows, _ = q_ZME.shape
+    row_bytes = heads * k_ZNE.shape[1] * q_ZME.element_size()
+    part = max(1, _PART_BYTES // row_bytes) if rows * row_bytes > _CACHED_BYTES else rows
+    parts = []
+    for q_ZPE in q_ZME.split(part, dim=1):
+        scores_ZPN = _scores(q_ZPE, k_ZNE, factor)
+        parts.append(torch.softmax(scores_ZPN, -1, out=scores_ZPN) @ v_ZNE)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _scores(q_ZME: Tensor, k_ZNE: Tensor, factor: float) -> Tensor:
+    """`factor q k^T`; with a beta of 0 the first argument is not read, only its dtype counts."""
+    empty = q_ZME.new_empty(1)
+    return torch.baddbmm(empty, q_ZME, k_ZNE.transpose(1, 2), beta=0, alpha=factor)
 
 
 def _prefers_bmm(q_BHNE: Tensor) -> bool:

@@ -27,7 +27,8 @@ from fit_kernels.fused.pairs import (
     store_pairs,
 )
 from fit_kernels.launch import check_dtype, launch, stride_unit, two_pieces, unit_stride
-from fit_kernels.reference import NORMS, key_heads, unknown_norm
+from fit_kernels.norms import NORMS, unknown_norm
+from fit_kernels.reference import key_heads
 
 # Tokens of one program where it also sums gradients of the norm's weights.
 _TOKENS_PER_SUM = 32

@@ -5,16 +5,43 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fit_models.device import resolve_device, resolve_dtype, use_fast_float32_matmul
+from fit_models.device import (
+    prefers_bfloat16,
+    resolve_device,
+    resolve_dtype,
+    use_fast_float32_matmul,
+)
 
 
 def test_auto_takes_what_is_there() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert resolve_device("auto").type == expected
-    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert resolve_dtype(torch.float64, torch.device("cpu")) == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("is_faster", "expected"), [(True, torch.bfloat16), (False, torch.float32)]
+)
+def test_auto_takes_bfloat16_on_a_cpu_that_is_faster_with_it(
+    is_faster: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fit_models.device.prefers_bfloat16", lambda: is_faster)
+    assert resolve_dtype("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1e-9, False), (1e9, True)])
+def test_bfloat16_is_judged_by_a_product_with_a_margin(
+    share: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr("fit_models.device._BFLOAT16_SHARE", share)
+    monkeypatch.setattr("fit_models.device._has_bfloat16_products", lambda: True)
+    assert prefers_bfloat16.__wrapped__() is expected
+    assert torch.get_float32_matmul_precision() == before
+    monkeypatch.setattr("fit_models.device._has_bfloat16_products", lambda: False)
+    assert not prefers_bfloat16.__wrapped__()
 
 
 def test_unknown_or_absent_is_named() -> None:
