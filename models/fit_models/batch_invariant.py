@@ -38,13 +38,13 @@ class FixedTilesLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, the name that nn.Linear gives it
         """[T, D] -> [T, F].
 
         Raises:
             ValueError: a gradient would be wanted; there is none.
         """
-        return linear_fixed_tiles(x_TD, self.weight, self.bias)
+        return linear_fixed_tiles(input, self.weight, self.bias)
 
 
 def use_fixed_tiles(network: nn.Module) -> None:

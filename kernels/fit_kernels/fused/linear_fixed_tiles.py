@@ -7,7 +7,7 @@ fp32, so that the bits of a token's result depend on that token and the weights.
 Dimension key: T packed tokens, D width of the input, F features of the output.
 """
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 # Kernels are written in Triton's language; a type checker takes them for Python.
 
 from __future__ import annotations
