@@ -6,6 +6,7 @@ from fit_kernels.ops import (
     gated_residual_layer_norm_modulate,
     guided_step,
     layer_norm_modulate,
+    linear_fixed_tiles,
     qk_norm_rope,
     swiglu,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "gather_rows",
     "guided_step",
     "layer_norm_modulate",
+    "linear_fixed_tiles",
     "qk_norm_rope",
     "swiglu",
     "use_attention",

@@ -5,6 +5,7 @@ Shapes and formulas are documented at the reference.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fit_kernels.backend import implementation
@@ -41,6 +42,18 @@ def gated_residual_layer_norm_modulate(
 def swiglu(gate_up_T2F: Tensor) -> Tensor:
     """`SiLU(gate) * up` of the two halves of one projection, [T, F]."""
     return implementation("swiglu")(gate_up_T2F)
+
+
+def linear_fixed_tiles(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
+    """`x @ weight^T + bias`, [T, F]; fused, the bits of a row do not depend on the other rows.
+
+    Raises:
+        ValueError: a gradient would be wanted; there is none.
+    """
+    tensors = (x_TD, weight_FD, bias_F)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise ValueError("linear_fixed_tiles has no gradient: run it in torch.inference_mode()")
+    return implementation("linear_fixed_tiles")(x_TD, weight_FD, bias_F)
 
 
 def qk_norm_rope(

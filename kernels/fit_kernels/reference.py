@@ -105,6 +105,20 @@ def rotate_half_split(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
+def linear_fixed_tiles(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
+    """Return `x @ weight^T + bias`, shape [T, F]; for inference, it has no gradient.
+
+    The fused form gives a token the same bits however many others there are; this one promises
+    the values only.
+
+    Args:
+        x_TD: tokens.
+        weight_FD: one row for each feature of the output, as `nn.Linear` keeps it.
+        bias_F: one value for each; None for none.
+    """
+    return F.linear(x_TD, weight_FD, bias_F)
+
+
 def qk_norm_rope(
     qkv_TXE: Tensor,
     cos_PE2: Tensor,

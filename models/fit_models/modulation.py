@@ -56,6 +56,11 @@ class StackedModulation:
         final_R2D = self._network.final_layer.adaLN_modulation[1](condition_RD)
         return torch.cat((blocks_LR6D.transpose(0, 1).flatten(1), final_R2D), dim=1)
 
+    def rows_one_by_one(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+        """The same, each row computed alone: its bits depend on no other key, [R, M]."""
+        keys = zip(timestep_R.split(1), label_R.split(1), strict=True)
+        return torch.cat([self.rows(timestep, label) for timestep, label in keys])
+
     def split(self, rows_RM: Tensor, row_of_token: Tensor) -> Modulation:
         """Rows as the network takes them; views, nothing is copied."""
         size = self._block_values

@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CAN_RUN, reason=WHY_NOT)]
 
 # (tokens, rows, width): one token; a whole number of nothing; a network's own width.
 SIZES = [(1, 1, 72), (37, 3, 100), *([] if INTERPRETED else [(1031, 5, 1152)])]
+# Width and features: odd ones, tokens in and out, no multiple of 8, a network's own.
+LAYERS = [(37, 21), (16, 72), (72, 16), *([] if INTERPRETED else [(682, 256), (1152, 3456)])]
 HEADS = [(2, 2, 24), (4, 2, 36)] if INTERPRETED else [(4, 2, 36), (16, 16, 72), (24, 24, 96)]
 
 
@@ -89,6 +91,11 @@ def swiglu_call(tokens: int, width: int, dtype: torch.dtype) -> Call:
     return Call("swiglu", [draw(tokens, 2 * width, dtype=dtype)], (0,))
 
 
+def linear_call(tokens: int, width: int, features: int, dtype: torch.dtype) -> Call:
+    x, weight = draw(tokens, width, dtype=dtype), draw(features, width, dtype=dtype)
+    return Call("linear_fixed_tiles", [x, weight, draw(features, dtype=dtype)], ())
+
+
 def rotate_call(
     tokens: int, heads: tuple[int, int, int], dtype: torch.dtype, norm: str = "layer"
 ) -> Call:
@@ -123,6 +130,8 @@ def check(call: Call, dtype: torch.dtype) -> None:
         outputs = call.run(fit_kernels, leaves)
     for out, exactly in zip(outputs, wanted, strict=True):
         assert error(out, exactly) <= tolerance, call.operator
+    if not call.wanted:
+        return
     incoming = [draw(*out.shape, dtype=out.dtype) for out in outputs]
     with poisoned():
         found = gradients(outputs, [leaves[n] for n in call.wanted], incoming)
@@ -154,6 +163,13 @@ def test_the_gated_residual_and_the_norm_after_it_are_those_of_float64(
 def test_the_gate_of_the_mlp_is_that_of_float64(dtype):
     for tokens, width in [(1, 8), (37, 100), *([] if INTERPRETED else [(1031, 3072)])]:
         check(swiglu_call(tokens, width, dtype), dtype)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_linear_layer_with_fixed_tiles_is_that_of_float64(layer: tuple[int, int], dtype):
+    for tokens in (1, 37) if INTERPRETED else (1, 37, 1031):
+        check(linear_call(tokens, *layer, dtype), dtype)
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -197,3 +213,22 @@ def test_a_token_does_not_notice_how_many_stand_beside_it():
         alone = call.run(fit_kernels, [x[few], y[few], gate, shift, scale, row[few], *rest])
     for all_of_them, some in zip(together, alone, strict=True):
         assert torch.equal(all_of_them[few], some)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="BLAS multiplies there, and rounds rows of a tile unlike")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_linear_layer_does_not_notice_how_many_tokens_there_are(layer: tuple[int, int], dtype):
+    """Bit for bit, anywhere in a pack, among others and among NaN."""
+    x, *weights = linear_call(1031, *layer, dtype).arguments
+    together = fit_kernels.linear_fixed_tiles(x, *weights)
+    for first, count in ((0, 1), (0, 128), (5, 64), (127, 130), (700, 331), (1030, 1)):
+        own = x[first : first + count].clone()
+        wanted = together[first : first + count]
+        for before, after in ((0, 0), (3, 0), (129, 400)):
+            for filling in (1.0, torch.nan):
+                others = [torch.full_like(x[:n], filling) for n in (before, after)]
+                out = fit_kernels.linear_fixed_tiles(
+                    torch.cat((others[0], own, others[1])), *weights
+                )
+                assert torch.equal(out[before : before + count], wanted), (first, before)

@@ -27,6 +27,7 @@ class OperatorCase:
         arguments: positional.
         keywords: by name.
         differentiable: positions of arguments that get gradients.
+        rounded: positions of arguments that have none, and are rounded to the dtype like those.
     """
 
     name: str
@@ -35,6 +36,7 @@ class OperatorCase:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     differentiable: tuple[int | str, ...]
+    rounded: tuple[int | str, ...] = ()
 
     def run(self, registered_form: bool, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs and gradients, with inputs rounded to `dtype` first.
@@ -48,12 +50,13 @@ class OperatorCase:
         def prepared(key: int | str, value: Any) -> Any:
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
-            fixed = key not in self.differentiable  # tables and rows stay fp32, as in serving
+            # Tables and rows stay fp32, as in serving.
+            fixed = key not in (*self.differentiable, *self.rounded)
             stays = fixed or value.dtype == torch.float32
             rounded = value if stays else value.to(dtype)
             rounded = rounded.double() if not registered_form else rounded
             rounded = rounded if stays else rounded.to(compute)
-            if not fixed:
+            if key in self.differentiable:
                 rounded = rounded.detach().requires_grad_()
                 leaves.append(rounded)
             return rounded
@@ -120,6 +123,19 @@ def operator_cases(small: bool = False) -> Iterator[OperatorCase]:
         yield OperatorCase(
             f"swiglu-{t}x{f}", registered.swiglu, reference.swiglu, (randn(t, 2 * f),), {}, (0,)
         )
+    shapes = [(1, 1, 1), (13, 7, 5)]
+    shapes += [] if small else [(67, 682, 16), (5, 1152, 130), (130, 16, 64)]
+    for t, d, f in shapes:
+        for bias in (randn(f), None):
+            yield OperatorCase(
+                f"linear_fixed_tiles-{t}x{d}x{f}-{bias is not None}",
+                registered.linear_fixed_tiles,
+                reference.linear_fixed_tiles,
+                (randn(t, d), randn(f, d) * d**-0.5, bias),
+                {},
+                (),
+                (0, 1, 2),
+            )
     yield from _rotations(randn, rows, small)
     yield from _steps(randn, small)
 

@@ -22,6 +22,7 @@ from fit_kernels.fused import (
     attention_varlen_backward,
     guided_step,
     layer_norm_modulate,
+    linear_fixed_tiles,
     qk_norm_rope,
     row_sums,
     swiglu,
@@ -68,6 +69,7 @@ class _Network:
         self.rotation()
         self.attention()
         self.mlp()
+        self.projections()
         self.sampler()
 
     def norms(self) -> None:
@@ -127,6 +129,23 @@ class _Network:
         """The gated MLP between its two projections."""
         gate_up_T2F = self._tensor(self.counts.tokens, 2 * self.shape.mlp)
         swiglu.swiglu_backward(gate_up_T2F, swiglu.swiglu(gate_up_T2F))
+
+    def projections(self) -> None:
+        """The linear layers with fixed tiles, in the order in which tokens meet them."""
+        shape = self.shape
+        for width, features in (
+            (shape.channels, shape.width),
+            (shape.width, shape.all_heads * shape.head_dim),
+            (shape.heads * shape.head_dim, shape.width),
+            (shape.width, 2 * shape.mlp),
+            (shape.mlp, shape.width),
+            (shape.width, shape.channels),
+        ):
+            linear_fixed_tiles.linear_fixed_tiles(
+                self._tensor(self.counts.tokens, width),
+                self._tensor(features, width),
+                self._tensor(features),
+            )
 
     def sampler(self) -> None:
         """Guidance and update, with fresh noise and without."""

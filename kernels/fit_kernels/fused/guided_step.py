@@ -58,14 +58,19 @@ def _forward(
     null = tl.load(
         velocity_ptr + null_N[:, None] * velocity_stride + cols[None, :], mask=keep, other=0.0
     ).to(tl.float32)
-    guided = null + tl.load(row + 7) * (velocity - null)
+    # Sums of products are written as the chains of fused operations that they become: a compiler
+    # may otherwise pick another chain where there is noise, and noise is there when anybody has it.
+    guided = tl.fma(tl.load(row + 7), velocity - null, null)
     velocity = tl.where((cols < guided_channels)[None, :], guided, velocity)
     x = tl.load(x_ptr + at, mask=keep, other=0.0)
     memory = tl.load(memory_ptr + at, mask=keep, other=0.0)
-    x_next = tl.load(row) * x + tl.load(row + 1) * velocity + tl.load(row + 2) * memory
+    x_next = tl.fma(tl.load(row + 1), velocity, tl.load(row) * x)
+    x_next = tl.fma(tl.load(row + 2), memory, x_next)
     if noise_ptr is not None:
-        x_next += tl.load(row + 3) * tl.load(noise_ptr + at, mask=keep, other=0.0)
-    memory_next = tl.load(row + 4) * x + tl.load(row + 5) * velocity + tl.load(row + 6) * memory
+        noise = tl.load(noise_ptr + at, mask=keep, other=0.0)
+        x_next = tl.fma(tl.load(row + 3), noise, x_next)
+    memory_next = tl.fma(tl.load(row + 5), velocity, tl.load(row + 4) * x)
+    memory_next = tl.fma(tl.load(row + 6), memory, memory_next)
     tl.store(x_next_ptr + at, x_next, mask=keep)
     tl.store(memory_next_ptr + at, memory_next, mask=keep)
 

@@ -12,6 +12,7 @@ from fit_kernels.registered.forward import (
     gated_residual_layer_norm_modulate,
     guided_step,
     layer_norm_modulate,
+    linear_fixed_tiles,
     rotated_queries_and_keys,
     swiglu,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "gated_residual_layer_norm_modulate",
     "guided_step",
     "layer_norm_modulate",
+    "linear_fixed_tiles",
     "qk_norm_rope",
     "swiglu",
 ]

@@ -76,6 +76,21 @@ def _(gate_up):
     return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
 
 
+@custom_op("fit_kernels::linear_fixed_tiles", mutates_args=())
+def linear_fixed_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See `fit_kernels.reference.linear_fixed_tiles`; the one without a gradient."""
+    if runs_fused(x):
+        from fit_kernels.fused import linear_fixed_tiles as fused
+
+        return fused.linear_fixed_tiles(x, weight, bias)
+    return reference.linear_fixed_tiles(x, weight, bias)
+
+
+@linear_fixed_tiles.register_fake
+def _(x, weight, bias):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
 @custom_op("fit_kernels::qk_norm_rope", mutates_args=())
 def rotated_queries_and_keys(
     qkv: Tensor,
