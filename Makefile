@@ -129,8 +129,8 @@ check: ## what CI runs, in CI's order: lint, types, contracts, aot, test-interpr
 	@$(MAKE) test
 
 .PHONY: bench
-bench: $(STAMP) ## benchmark the engine on this machine (ARGS= for fit-serve bench)
-	@$(BIN)/fit-serve bench $(ARGS)
+bench: $(STAMP) ## the ladder of policies on this machine (ARGS= for fit-serve bench ladder)
+	@$(BIN)/fit-serve bench ladder $(ARGS)
 
 .PHONY: docker
 docker: ## build the container image (IMAGE=fit-serve)

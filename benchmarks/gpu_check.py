@@ -60,15 +60,16 @@ class Part:
 
 # In order of importance: what the time does not allow is left out from the end.
 PARTS = (
-    Part("tests", "", (), 160, 20),
+    Part("tests", "", (), 150, 20),
     Part("ceilings", "ceilings.py", (), 20, 10),
-    Part("kernels", "bench_kernels.py", (), 110, 20),
-    Part("network XL", "bench_network.py", ("--model", "FiTv2-XL/2"), 80, 25),
+    Part("kernels", "bench_kernels.py", (), 100, 20),
+    Part("network XL", "bench_network.py", ("--model", "FiTv2-XL/2"), 75, 25),
     Part("graphs", "bench_graphs.py", (), 45, 25),
-    Part("attention", "bench_attention.py", ("--device", "cuda"), 70, 20),
-    Part("network 3B", "bench_network.py", ("--model", "FiTv2-3B/2"), 55, 30, toy=False),
-    Part("serving", "", (), 50, 40),
+    Part("attention", "bench_attention.py", ("--device", "cuda"), 60, 20),
+    Part("serving", "", (), 100, 60),
+    Part("network 3B", "bench_network.py", ("--model", "FiTv2-3B/2"), 40, 30, toy=False),
 )
+_RUNGS = "serial,equal-shape-step,packed,packed+deadline,packed+graphs,packed+cache"
 
 
 class Check:
@@ -126,10 +127,11 @@ class Check:
         if part.name == "tests":
             return [sys.executable, "-m", "pytest", *self._pytest_options()]
         if part.name == "serving":
-            command = [sys.executable, "-m", "fit_serve", "bench", "--load", "0"]
+            command = [sys.executable, "-m", "fit_serve", "bench", "ladder"]
             if self.toy:
                 return [*command, "--device", "cpu", "--num-requests", "1", "--policies", "packed"]
-            return [*command, "--device", "cuda", "--num-requests", "200"]
+            command += ["--model", "random:FiTv2-XL/2", "--traffic", "c-fit", "--device", "cuda"]
+            return [*command, "--num-requests", "24", "--policies", _RUNGS]
         command = [sys.executable, str(BENCHMARKS / part.script), "--rows", str(self.rows)]
         if part.name != "ceilings":
             own_deadline = max(limit - _GRACE_S, limit / 2)
@@ -157,8 +159,8 @@ class Check:
         outcome, said = "ran", tail(log, 40)
         if code != 0:
             outcome, said = f"not measured: {spell_code(code)}, {tail(log, 1)[:90]}", tail(log, 5)
-        note = f"fit_serve bench, {took:.0f} s; what it printed is below"
-        self._ledger.put(Measurement("serving", "embedded model", note=note, outcome=outcome))
+        note = f"fit_serve bench ladder, {took:.0f} s; what it printed is below"
+        self._ledger.put(Measurement("serving", "ladder", note=note, outcome=outcome))
         (self.folder / "serving.txt").write_text(said, encoding="utf-8")
 
     def _leave_out(self, part: Part, why: str) -> None:

@@ -2,9 +2,13 @@
 
 Tests compute on tensors of a few kilobytes. More threads only wait for each other there, and where
 the machine has other work to do they spin through each other's turns: a hundred times as long.
-Set before anything imports torch, and inherited by the processes that tests start.
+Set before anything imports torch, and inherited by the processes that tests start, as is
+the folder for what servers keep.
 """
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Calibrations that servers keep are those of one run of the tests, not the user's.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fit-serve-tests-")

@@ -3,7 +3,8 @@
     model_index.json      components, name, id2label
     transformer/          config.json and weights of the network
     vae/                  the autoencoder, as diffusers stores it
-    scheduler/            scheduler_config.json: what a request gets when it does not say
+    scheduler/            scheduler_config.json: what a request gets when it does not say;
+                          step_cache.json: how the prediction behaves, if it was measured
 
 Knows folders and files; not devices' speed, requests or engines.
 """
@@ -26,11 +27,13 @@ from fit_models.config import ModelConfig
 from fit_models.device import resolve_device, resolve_dtype
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import SAMPLERS
+from fit_models.diffusion.step_cache import GENERIC_PROFILE, PredictionProfile
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.prepacked import lay_out_weights
 
 EMBEDDED = "embedded"
 MODEL_INDEX = "model_index.json"
+PROFILE = "scheduler/step_cache.json"
 _NETWORK_CLASS = "FiTv2"
 
 
@@ -69,6 +72,7 @@ class Bundle:
     autoencoder: Autoencoder
     class_names: tuple[str, ...]
     defaults: SamplingDefaults
+    profile: PredictionProfile = GENERIC_PROFILE
 
     @property
     def model_config(self) -> ModelConfig:
@@ -146,6 +150,7 @@ def load_bundle(
         autoencoder=autoencoder,
         class_names=_class_names(index, config),
         defaults=_defaults(folder / "scheduler" / "scheduler_config.json"),
+        profile=_profile(folder / PROFILE),
     )
 
 
@@ -204,6 +209,10 @@ def _defaults(path: Path) -> SamplingDefaults:
         return SamplingDefaults(**values)
     except TypeError as error:
         raise ValueError(f"{path.name}: {error}") from error
+
+
+def _profile(path: Path) -> PredictionProfile:
+    return PredictionProfile.from_dict(_read_json(path)) if path.is_file() else GENERIC_PROFILE
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import logging
 import time
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,13 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; known: auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Put a host tensor on the device without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @functools.cache

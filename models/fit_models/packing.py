@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fit_kernels.attention import equal_runs
 from fit_models.config import RopeConfig
+from fit_models.device import upload
 from fit_models.rope import rope_table
 
 
@@ -79,11 +80,11 @@ def pack_layout(
     return PackedLayout(
         lengths=tuple(lengths),
         runs=equal_runs(lengths),
-        cu_seqlens=cu_seqlens.to(device),
-        seq_of_token=seq_of_token.to(device),
+        cu_seqlens=upload(cu_seqlens, device),
+        seq_of_token=upload(seq_of_token, device),
         rope_cos=rope_cos,
         rope_sin=rope_sin,
-        rope_row=rope_row.to(device),
+        rope_row=upload(rope_row, device),
     )
 
 

@@ -22,6 +22,9 @@ _DTYPES = (torch.float32, torch.bfloat16)
 # Tokens the order is chosen for; it serves 100 to 4,000 as well (benchmarks/results/LOG.md).
 _TYPICAL_TOKENS = 512
 
+# The compiler's own lowering takes no weight that is laid out already.
+_outside: Any = torch.compiler.disable
+
 
 class PrepackedLinear(nn.Module):
     """A linear layer that holds its weight in oneDNN's order, and gives it in its own."""
@@ -39,10 +42,12 @@ class PrepackedLinear(nn.Module):
         """[T, I] -> [T, O]."""
         return self.activated(x_TI, "none")
 
+    @_outside
     def activated(self, x_TI: Tensor, activation: str) -> Tensor:
         """The product, then "none" or "swish": [T, I] -> [T, O]."""
         return torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias, activation, [], "")
 
+    @_outside
     def times(self, x_TI: Tensor, factor_TO: Tensor) -> Tensor:
         """The product times a factor for each of its values: [T, I] -> [T, O]."""
         return torch.ops.mkldnn._linear_pointwise.binary(

@@ -18,6 +18,8 @@ from fit_kernels import use_attention, use_backend
 from fit_kernels.attention import chosen_attention
 from fit_models.bundle import Bundle, load_bundle
 from fit_models.diffusion.sampler import SAMPLERS
+from fit_models.host_memory import keep_freed_memory
+from fit_models.int8 import quantize_int8
 from fit_serve.engine import EngineConfig, EngineHandle
 from fit_serve.limits import Defaults, ModelLimits
 from fit_serve.service import GenerationService, ServiceConfig
@@ -59,8 +61,11 @@ def assemble(settings: Settings, say: Callable[[str], None] = _log.info) -> Asse
     Raises `ValueError` or `OSError` if the bundle cannot be loaded, or kernels asked for by name
     cannot run.
     """
+    keep_freed_memory()
     say(f"loading {settings.model}")
     bundle = load_bundle(settings.model, settings.device, settings.dtype)
+    if settings.quantization == "int8":
+        quantize_int8(bundle.network)
     use_backend(settings.operators, bundle.device)
     use_attention(settings.attention)
     chosen_attention(bundle.dtype, bundle.device, bundle.model_config.head_dim)
@@ -96,7 +101,17 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_queued_requests=settings.max_queued_requests,
         token_buckets=settings.token_buckets,
         num_threads=settings.num_threads or None,
+        max_state_bytes=settings.max_state_bytes,
         decode_workers=settings.decode_workers,
+        policy=settings.scheduling_policy,
+        priority_step_s=settings.priority_step_s,
+        patience_s=settings.patience_s,
+        step_cache_rule=settings.step_cache_rule,
+        step_cache_order=settings.step_cache_order,
+        batch_invariant=settings.batch_invariant,
+        overlap={"auto": None, "on": True, "off": False}[settings.overlap],
+        calibration=settings.calibration,
+        execution=settings.execution,
     )
 
 
@@ -115,6 +130,7 @@ def limits_of(bundle: Bundle, settings: Settings) -> ModelLimits:
             guidance_scale=bundle.defaults.guidance_scale,
             guidance_interval=bundle.defaults.guidance_interval,
             sampler=bundle.defaults.sampler,
+            quality=settings.quality,
         ),
     )
 

@@ -4,6 +4,7 @@
   - InvalidRequest     the client asked for something we do not do
   - NotFound           there is no such thing here
   - Overloaded         no room now; come back after `retry_after_s` seconds
+    + DeadlineInfeasible   it would be late
   - NotReady           starting, draining or dead; come back after `retry_after_s` seconds
   - DeadlineExceeded   the time given to the request ran out
   - Cancelled          the client went away, or asked us to stop
@@ -67,6 +68,21 @@ class Overloaded(ComeBackLater):
     ) -> None:
         """Take the same as its parent, with the code the field uses for a full queue."""
         super().__init__(message, retry_after_s, param, code)
+
+
+class DeadlineInfeasible(Overloaded):
+    """With what is here already the request would be late. Refused before queueing."""
+
+    def __init__(self, deadline_s: float, predicted_s: float) -> None:
+        """Remember both, in seconds."""
+        super().__init__(
+            f"deadline_ms {1e3 * deadline_s:.0f} cannot be kept: predicted are "
+            f"{1e3 * predicted_s:.0f} ms",
+            retry_after_s=predicted_s - deadline_s,
+            param="deadline_ms",
+            code="deadline_infeasible",
+        )
+        self.predicted_s = predicted_s
 
 
 class NotReady(ComeBackLater):

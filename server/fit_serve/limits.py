@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from fit_serve.errors import InvalidRequest
+from fit_serve.quality import EXACT, QUALITIES
 from fit_serve.request import NUM_SEEDS, GenerationRequest
 
 NUM_DRAWN_SEEDS = 2**32
@@ -35,6 +36,7 @@ class Defaults:
     guidance_scale: float
     guidance_interval: tuple[float, float]
     sampler: str
+    quality: str = EXACT
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class ModelLimits:
     max_num_inference_steps: int = 250
     max_num_images: int = 16
     max_guidance_scale: float = 20.0
+    max_priority: int = 100
+    max_deadline_s: float = 86_400.0
 
     def class_label(self, named: int | str) -> int:
         """Give the id of a class called by its id or its name.
@@ -94,13 +98,18 @@ class ModelLimits:
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         sampler: str | None = None,
+        quality: str | None = None,
+        priority: int | None = None,
+        deadline_s: float | None = None,
         output_format: str | None = None,
     ) -> GenerationRequest:
         """Make a request of what a client said; None is the model's default, a seed is drawn.
 
-        Checks the class only: `check` is for the rest. Raises `InvalidRequest`.
+        Checks class and quality only: `check` is for the rest. Raises `InvalidRequest`.
         """
         defaults = self.defaults
+        wanted = _or(quality, defaults.quality)
+        one_of("quality", wanted, tuple(QUALITIES))
         return GenerationRequest(
             request_id=f"gen-{uuid.uuid4().hex}",
             class_label=self.class_label(class_named),
@@ -110,8 +119,11 @@ class ModelLimits:
             num_images=_or(num_images, 1),
             num_inference_steps=_or(num_inference_steps, defaults.num_inference_steps),
             guidance_scale=_or(guidance_scale, defaults.guidance_scale),
-            guidance_interval=_or(guidance_interval, defaults.guidance_interval),
+            guidance_interval=_or(guidance_interval, self._interval(wanted)),
             sampler=_or(sampler, defaults.sampler),
+            quality=wanted,
+            priority=_or(priority, 0),
+            deadline_s=deadline_s,
             output_format=_or(output_format, self.output_formats[0]),
         )
 
@@ -132,8 +144,18 @@ class ModelLimits:
                 param="guidance_interval",
             )
         within("seed", request.seed, 0, NUM_SEEDS - 1)
+        within("priority", request.priority, -self.max_priority, self.max_priority)
+        if request.deadline_s is not None:
+            within("deadline_ms", 1e3 * request.deadline_s, 1, 1e3 * self.max_deadline_s)
         one_of("sampler", request.sampler, self.samplers)
+        one_of("quality", request.quality, tuple(QUALITIES))
         one_of("output_format", request.output_format, self.output_formats)
+
+    def _interval(self, quality: str) -> tuple[float, float]:
+        """The model's guidance interval, cut where the preset guides no more."""
+        low, high = self.defaults.guidance_interval
+        cut = max(low, QUALITIES[quality].lowest_guided_sigma)
+        return (cut, high) if cut < high else (low, high)
 
     def _check_size(self, height: int, width: int) -> None:
         for field, side in (("height", height), ("width", width)):

@@ -7,6 +7,8 @@ whether a model can do what is asked is the business of `limits.py`.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fit_serve.quality import EXACT
+
 if TYPE_CHECKING:
     import numpy
 
@@ -16,10 +18,12 @@ NUM_SEEDS = 2**63
 
 @dataclass(frozen=True)
 class SequenceRequest:
-    """One image to make: everything that decides its pixels, and an id.
+    """One image to make: everything that decides its pixels, an id, and when it is wanted.
 
     `height` and `width` are pixels. `guidance_interval` is the closed range of sigma (noise level,
-    1 is noise, 0 is the image) in which guidance is applied.
+    1 is noise, 0 is the image) in which guidance is applied. `quality` is a name of
+    `fit_serve.quality.QUALITIES`. Lower `priority` runs earlier; `deadline_s` counts from the
+    moment of submission, None is never.
     """
 
     sequence_id: str
@@ -31,6 +35,9 @@ class SequenceRequest:
     guidance_scale: float
     guidance_interval: tuple[float, float]
     sampler: str
+    quality: str = EXACT
+    priority: int = 0
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,9 @@ class GenerationRequest:
     guidance_scale: float = 4.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     sampler: str = "euler"
+    quality: str = EXACT
+    priority: int = 0
+    deadline_s: float | None = None
     output_format: str = "png"
 
     @property
@@ -71,6 +81,9 @@ class GenerationRequest:
                 guidance_scale=self.guidance_scale,
                 guidance_interval=self.guidance_interval,
                 sampler=self.sampler,
+                quality=self.quality,
+                priority=self.priority,
+                deadline_s=self.deadline_s,
             )
             for index, seed in enumerate(self.seeds)
         )

@@ -16,6 +16,7 @@ from typing import Protocol
 from fit_serve.errors import (
     Cancelled,
     DeadlineExceeded,
+    DeadlineInfeasible,
     EngineFailed,
     InvalidRequest,
     NotReady,
@@ -188,6 +189,7 @@ class GenerationService:
             "guidance_scale": request.guidance_scale,
             "guidance_interval": list(request.guidance_interval),
             "sampler": request.sampler,
+            "quality": request.quality,
         }
 
     def _failure(
@@ -230,6 +232,8 @@ def _followed(future: Future[SequenceResult]) -> asyncio.Future[SequenceResult]:
 
 def _rejected_reason(error: ServeError) -> str:
     match error:
+        case DeadlineInfeasible():
+            return "late"
         case Overloaded():
             return "overloaded"
         case InvalidRequest():

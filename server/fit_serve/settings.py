@@ -38,8 +38,12 @@ class Settings(BaseSettings):
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Field(description="Precision of the network; auto is bfloat16 on a GPU, else float32."),
+        Field(description="Precision; auto is bfloat16 on a GPU, and on a CPU if it is faster."),
     ] = "auto"
+    quantization: Annotated[
+        Literal["none", "int8"],
+        Field(description="Products of the blocks; int8 on a CPU only, faster and less exact."),
+    ] = "none"
     operators: Annotated[
         Literal["auto", "reference", "compiled", "fused"],
         Field(description="Form of the operators; auto takes fused kernels where they can run."),
@@ -57,6 +61,44 @@ class Settings(BaseSettings):
         ],
         Field(description="Attention over the packed batch; fit-serve doctor says what is here."),
     ] = "auto"
+    execution: Annotated[
+        Literal["auto", "eager", "graphs", "compile"],
+        Field(description="How the network runs: CUDA graphs by bucket, torch.compile, or plain."),
+    ] = "auto"
+    calibration: Annotated[
+        Literal["auto", "stored", "off"],
+        Field(description="auto measures steps at the first start, some seconds, and keeps it."),
+    ] = "auto"
+    overlap: Annotated[
+        Literal["auto", "on", "off"],
+        Field(description="Plan the next step while one runs; auto does so on a GPU."),
+    ] = "auto"
+    batch_invariant: Annotated[
+        bool, Field(description="The same bits whatever runs beside a request; slower.")
+    ] = False
+    scheduling_policy: Annotated[
+        Literal["fcfs", "deadline"],
+        Field(description="Who runs first: by arrival, or by the last moment to be in time."),
+    ] = "fcfs"
+    priority_step_s: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="Waiting that one priority level outweighs."),
+    ] = 10.0
+    patience_s: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="Deadline of requests that give none."),
+    ] = 60.0
+    quality: Annotated[
+        Literal["exact", "balanced", "fast"],
+        Field(description="Quality of requests that give none."),
+    ] = "exact"
+    step_cache_rule: Annotated[
+        Literal["plan", "change"],
+        Field(description="What decides which evaluations are reused below exact quality."),
+    ] = "plan"
+    step_cache_order: Annotated[
+        int, Field(ge=0, le=1, description="1 extrapolates reused predictions, 0 repeats them.")
+    ] = 1
     max_num_batched_tokens: Annotated[
         int | None, Field(ge=1, description="Most tokens in an engine step, both branches.")
     ] = None
@@ -64,6 +106,9 @@ class Settings(BaseSettings):
     max_queued_requests: Annotated[
         int, Field(ge=1, description="Most sequences that wait; beyond, 429.")
     ] = 256
+    max_state_bytes: Annotated[
+        int, Field(ge=1, description="Memory for the state of sequences that have begun.")
+    ] = 2**30
     max_image_tokens: Annotated[
         int,
         Field(ge=4, description="Most tokens of one image, of 16 x 16 pixels each; beyond, 400."),

@@ -17,7 +17,9 @@ COUNT_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 RATIO_BUCKETS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0)
 
 FINISHED_REASONS = ("completed", "failed", "cancelled", "timed_out")
-REJECTED_REASONS = ("invalid", "overloaded", "not_ready")
+EVALUATIONS = ("computed", "reused")
+GRAPH_OUTCOMES = ("hit", "miss", "larger")
+REJECTED_REASONS = ("invalid", "overloaded", "late", "not_ready")
 
 
 class Telemetry:
@@ -66,13 +68,19 @@ class Telemetry:
         self._waiting.set_function(waiting)
 
     def step_finished(
-        self, real_tokens: int, padded_tokens: int, sequences: int, resolutions: int, seconds: float
+        self,
+        real_tokens: int,
+        padded_tokens: int,
+        sequences: int,
+        resolutions: int,
+        reused: int,
+        seconds: float,
     ) -> None:
         """Record one engine step.
 
         `real_tokens` are those of sequences (both branches), `padded_tokens` all that were
         launched, padding to the bucket included; `sequences` counts running sequences,
-        `resolutions` their distinct sizes.
+        `resolutions` their distinct sizes, `reused` evaluations that needed no network.
         """
         assert 0 < real_tokens <= padded_tokens, (real_tokens, padded_tokens)
         self._step_tokens.observe(real_tokens)
@@ -80,6 +88,8 @@ class Telemetry:
         self._step_packing.observe(real_tokens / padded_tokens)
         self._step_resolutions.observe(resolutions)
         self._step_time.observe(seconds)
+        self._evaluations["computed"].inc(sequences)
+        self._evaluations["reused"].inc(reused)
 
     def rope_cache(self, hits: int, misses: int, size_bytes: int) -> None:
         """Add look-ups of rotary tables since the last call, and set the bytes held now."""
@@ -91,6 +101,14 @@ class Telemetry:
         """Add look-ups of modulation rows since the last call."""
         self._modulation_hits.inc(hits)
         self._modulation_misses.inc(misses)
+
+    def graphs(self, hits: int, misses: int, larger: int, size_bytes: int) -> None:
+        """Set how many steps were replayed, should have been, and were too large; and the bytes."""
+        for outcome, count in zip(GRAPH_OUTCOMES, (hits, misses, larger), strict=True):
+            known = self._graph_counts[outcome]
+            self._graph_steps[outcome].inc(count - known)
+            self._graph_counts[outcome] = count
+        self._graph_bytes.set(size_bytes)
 
     def model_info(self, facts: Mapping[str, str]) -> None:
         """Publish what is served: version, device, dtype, attention, as labels of a constant 1.
@@ -143,7 +161,22 @@ class Telemetry:
             "step_time_seconds", "Duration of an engine step.", STEP_BUCKETS
         )
 
+        self._evaluations = self._counters(
+            "evaluations_total",
+            "Evaluations of sequences, by whether the network did them.",
+            "how",
+            EVALUATIONS,
+        )
+
     def _define_caches(self) -> None:
+        self._graph_counts = dict.fromkeys(GRAPH_OUTCOMES, 0)
+        self._graph_steps = self._counters(
+            "graph_steps_total",
+            "Steps by what became of the CUDA graph meant for them; none without graphs.",
+            "outcome",
+            GRAPH_OUTCOMES,
+        )
+        self._graph_bytes = self._gauge("graph_bytes", "Device memory that CUDA graphs took.")
         self._rope_hits = self._counter("rope_cache_hits_total", "Rotary tables found.")
         self._rope_misses = self._counter("rope_cache_misses_total", "Rotary tables made.")
         self._rope_bytes = self._gauge("rope_cache_bytes", "Bytes of rotary tables held.")

@@ -1,9 +1,14 @@
 """Requests and sequences of a few tokens, by hand and by hypothesis."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 from hypothesis import strategies as st
 
 from fit_models.diffusion.sampler import SAMPLERS
 from fit_serve.engine.sequence import Sequence, plan_sequence
+from fit_serve.engine.step_cache import StepCache
+from fit_serve.engine.turn import Turn
+from fit_serve.quality import QUALITIES
 from fit_serve.request import SequenceRequest
 
 PIXELS_PER_TOKEN = 16  # of the toy bundle
@@ -18,6 +23,9 @@ def request_of(
     sampler: str = "euler",
     seed: int = 1,
     label: int = 1,
+    quality: str = "exact",
+    priority: int = 0,
+    deadline_s: float | None = None,
 ) -> SequenceRequest:
     rows, columns = grid
     return SequenceRequest(
@@ -30,11 +38,14 @@ def request_of(
         guidance_scale=scale,
         guidance_interval=interval,
         sampler=sampler,
+        quality=quality,
+        priority=priority,
+        deadline_s=deadline_s,
     )
 
 
-def planned(request: SequenceRequest) -> Sequence:
-    return plan_sequence(request, PIXELS_PER_TOKEN)
+def planned(request: SequenceRequest, step_cache: StepCache | None = None) -> Sequence:
+    return plan_sequence(request, PIXELS_PER_TOKEN, step_cache)
 
 
 def sequence_of(
@@ -43,12 +54,22 @@ def sequence_of(
     steps: int = 4,
     scale: float = 2.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    quality: str = "exact",
+    priority: int = 0,
+    submitted_s: float = 0.0,
 ) -> Sequence:
-    return planned(request_of(sequence_id, grid, steps, scale, interval))
+    request = request_of(
+        sequence_id, grid, steps, scale, interval, quality=quality, priority=priority
+    )
+    sequence = planned(request)
+    sequence.submitted_s = submitted_s
+    return sequence
 
 
-def requests(max_side: int = 6, max_steps: int = 6) -> st.SearchStrategy[SequenceRequest]:
-    """Anything that may be asked for; all ids are the same, see `numbered`."""
+def requests(
+    max_side: int = 6, max_steps: int = 6, qualities: Iterable[str] = QUALITIES
+) -> st.SearchStrategy[SequenceRequest]:
+    """Anything that may be asked for, but without priority and deadline; all ids are the same."""
     sides = st.integers(1, max_side)
     low = st.sampled_from((0.0, 0.2, 0.5))
     return st.builds(
@@ -60,4 +81,19 @@ def requests(max_side: int = 6, max_steps: int = 6) -> st.SearchStrategy[Sequenc
         sampler=st.sampled_from(sorted(SAMPLERS)),
         seed=st.integers(0, 99),
         label=st.integers(0, 2),
+        quality=st.sampled_from(sorted(qualities)),
     )
+
+
+def turns_of(sequence: Sequence, change: Callable[[int], float] | None = None) -> Iterator[Turn]:
+    """Run a sequence to its end, turn by turn; a rule that watches is told `change(turn)`.
+
+    What a turn changed is told two turns later at the latest, as in an engine that plans ahead.
+    """
+    while not sequence.is_finished:
+        turn = sequence.next_turn()
+        assert turn == sequence.next_turn()
+        sequence.advance(turn)
+        if change is not None and sequence.rule is not None and sequence.rule.watches:
+            sequence.rule.observe(sequence.turns - 1, change(sequence.turns - 1))
+        yield turn

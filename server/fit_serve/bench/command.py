@@ -7,7 +7,6 @@ no higher latency" can be read off the table.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,14 @@ import torch
 
 from fit_kernels import use_backend
 from fit_models.bundle import Bundle, load_bundle
+from fit_models.host_memory import keep_freed_memory
+from fit_models.random_bundle import is_random, random_bundle
 from fit_serve.bench.load import run_open_loop
 from fit_serve.bench.report import Row, as_json, summarise
 from fit_serve.bench.target import EngineTarget, HttpTarget
 from fit_serve.bench.traffic import make_requests, poisson_arrivals
 from fit_serve.engine import EngineConfig
+from fit_serve.engine.calibration import device_name
 from fit_serve.request import SequenceRequest
 
 
@@ -49,7 +51,7 @@ class BenchConfig:
     device: str = "auto"
     dtype: str = "auto"
     traffic: str = "c-fit-small"
-    policies: tuple[str, ...] = ("serial", "equal-shape", "packed")
+    policies: tuple[str, ...] = ("serial", "equal-shape-step", "packed")
     num_requests: int = 60
     load: float = 0.8
     speedup: float = 1.5
@@ -69,27 +71,43 @@ def run_bench(config: BenchConfig, say: Callable[[str], None]) -> tuple[list[Row
     Raises:
         ValueError: model, traffic or policy is unknown, or nothing was answered.
     """
-    bundle = load_bundle(config.model, config.device, config.dtype)
-    use_backend("auto", bundle.device)
+    bundle = open_bundle(config.model, config.device, config.dtype)
     requests = _requests(bundle, config)
     rows = (
         _measure_url(config, requests, say)
         if config.url
         else _measure(config, bundle, requests, say)
     )
-    facts: dict[str, object] = {
-        "traffic": config.traffic,
-        "model": bundle.name,
-        "device": str(bundle.device),
-        "dtype": str(bundle.dtype).removeprefix("torch."),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "seed": config.seed,
-    }
-    line = as_json(rows, facts)
+    line = as_json(rows, facts_of(bundle, config.traffic, config.seed))
     if config.json_file is not None:
         config.json_file.write_text(line + "\n", encoding="utf-8")
     return rows, line
+
+
+def open_bundle(model: str, device: str, dtype: str) -> Bundle:
+    """Load a bundle, or make one of random weights ("random:FiTv2-B/2"), with its operators.
+
+    Raises:
+        ValueError: there is none.
+    """
+    keep_freed_memory()
+    load = random_bundle if is_random(model) else load_bundle
+    bundle = load(model, device, dtype)
+    use_backend("auto", bundle.device)
+    return bundle
+
+
+def facts_of(bundle: Bundle, traffic: str, seed: int) -> dict[str, object]:
+    """What a figure is worth nothing without."""
+    return {
+        "traffic": traffic,
+        "model": bundle.name,
+        "device": device_name(bundle.device),
+        "dtype": str(bundle.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seed": seed,
+    }
 
 
 def _requests(bundle: Bundle, config: BenchConfig) -> list[SequenceRequest]:

@@ -5,15 +5,24 @@ from typing import Annotated
 
 import typer
 
+from fit_serve.cli.ladder import ladder
 
+app = typer.Typer(help="How fast, on this machine.", invoke_without_command=True)
+app.command()(ladder)
+
+
+@app.callback()
 def bench(
-    model: Annotated[str, typer.Option(help="Folder of a bundle, or embedded.")] = "embedded",
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option(help="Folder of a bundle, embedded, or random:FiTv2-B/2.")
+    ] = "embedded",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     traffic: Annotated[str, typer.Option(help="c-fit-small or c-fit.")] = "c-fit-small",
     policies: Annotated[
-        str, typer.Option(help="Of packed, serial, equal-shape; separated by commas.")
-    ] = "serial,equal-shape,packed",
+        str, typer.Option(help="Names of batchings, separated by commas.")
+    ] = "serial,equal-shape-step,packed",
     num_requests: Annotated[int, typer.Option(min=1, help="Requests of every run.")] = 60,
     load: Annotated[
         float, typer.Option(min=0.0, help="Share of the serial capacity offered; 0 leaves it out.")
@@ -36,7 +45,12 @@ def bench(
         Path | None, typer.Option("--json", help="Write the JSON line here.")
     ] = None,
 ) -> None:
-    """Measure requests a second, latency and packing, on traffic of mixed sizes."""
+    """Measure requests a second, latency and packing, on traffic of mixed sizes.
+
+    `fit-serve bench ladder` compares with what other servers do, and with less work.
+    """
+    if context.invoked_subcommand is not None:
+        return
     from rich.console import Console
 
     from fit_serve.bench.command import BenchConfig, run_bench

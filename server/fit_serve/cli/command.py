@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fit_serve.cli.bench import bench
+from fit_serve.cli.bench import app as bench_app
 from fit_serve.cli.calibrate import calibrate
+from fit_serve.cli.calibrate_cache import calibrate_cache
 from fit_serve.cli.doctor import doctor
 from fit_serve.cli.evaluate import evaluate
 from fit_serve.cli.export import export
@@ -56,8 +57,9 @@ app.command()(train)
 app.command()(train_autoencoder)
 app.command()(export)
 app.command()(evaluate)
-app.command()(bench)
+app.add_typer(bench_app, name="bench")
 app.command()(calibrate)
+app.command()(calibrate_cache)
 app.command()(doctor)
 
 

@@ -69,8 +69,9 @@ def hardware() -> Iterator[tuple[str, str]]:
 def choices(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     """Give what was chosen for a model that has been loaded; read from it, not guessed again."""
     from fit_kernels import use_backend
-    from fit_kernels.attention import chosen_attention, obstacles
+    from fit_kernels.attention import capture_obstacle, chosen_attention, obstacles
     from fit_kernels.backend import current_backend
+    from fit_models.diffusion.step_cache import GENERIC_PROFILE
 
     weights = list(bundle.network.parameters())
     count = sum(weight.numel() for weight in weights)
@@ -84,6 +85,10 @@ def choices(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     yield "attention", chosen_attention(*situation)
     for name, obstacle in obstacles(*situation):
         yield "", f"{name}: {obstacle or 'can run'}"
+    yield "graphs", capture_obstacle(*situation) or "can be captured"
+    measured = bundle.profile is not GENERIC_PROFILE
+    remedy = "the generic profile (fit-serve calibrate-cache measures this model's)"
+    yield "step cache", "the model's own profile" if measured else remedy
 
 
 def calibrated(bundle: "Bundle", num_threads: int) -> Iterator[tuple[str, str]]:

@@ -38,6 +38,9 @@ def evaluate(
         typer.Option(metavar="LOW HIGH", help="Noise levels with guidance."),
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="Update rule of a step.")] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="exact, or less work: balanced, fast.")
+    ] = None,
     feature_cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps the photographs' features.")
     ] = None,
@@ -54,7 +57,7 @@ def evaluate(
     from fit_training.photograph_features import photograph_shapes
 
     network = load_feature_network(feature_network)
-    flags = {"model": model, "device": device, "dtype": dtype}
+    flags = {"model": model, "device": device, "dtype": dtype, "calibration": "stored"}
     settings = load_settings({name: text for name, text in flags.items() if text is not None})
     assembly = assemble(settings, say=lambda doing: typer.echo(doing, err=True))
     limits = assembly.service.limits
@@ -66,11 +69,12 @@ def evaluate(
         "guidance_scale": guidance_scale,
         "guidance_interval": guidance_interval,
         "sampler": sampler,
+        "quality": quality,
     }
     requests = requests_of(sizes, seed, limits, sampling)
     pictures = make_pictures(assembly, requests)
     labels = [label for label, _, _ in sizes]
-    quality = measured(
+    found = measured(
         pictures, labels, limits.class_names, (photographs, validation), network, feature_cache
     )
     if contact_sheet is not None:
@@ -79,11 +83,11 @@ def evaluate(
         "model": limits.name,
         "seed": seed,
         **{name: getattr(requests[0], name) for name in sampling},
-        **quality.to_dict(),
+        **found.to_dict(),
     }
     if report is not None:
         report.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    for line in summary(quality):
+    for line in summary(found):
         typer.echo(line, err=True)
     typer.echo(json.dumps(figures))
 

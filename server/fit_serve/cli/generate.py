@@ -42,6 +42,9 @@ def generate(
         typer.Option(metavar="LOW HIGH", help="Noise levels with guidance; 1 is noise, 0 image."),
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="Update rule of a step.")] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="exact, or less work: balanced, fast.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help='Folder of a bundle, or "embedded"; that is the default.')
     ] = None,
@@ -54,7 +57,7 @@ def generate(
     from fit_serve.cli.progress import progress_bar
     from fit_serve.settings import load_settings
 
-    flags = {"model": model, "device": device, "dtype": dtype}
+    flags = {"model": model, "device": device, "dtype": dtype, "calibration": "stored"}
     settings = load_settings({name: text for name, text in flags.items() if text is not None})
     assembly = assemble(settings, say=lambda doing: typer.echo(doing, err=True))
     if sampler in OFFLINE_SAMPLERS:
@@ -70,6 +73,7 @@ def generate(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
         sampler=sampler,
+        quality=quality,
         output_format=output_format,
     )
     service.limits.check(asked)

@@ -29,12 +29,12 @@ LAST_ANSWERS_S = 5
 _log = logging.getLogger(__name__)
 
 
-def serve(**flags: str | None) -> None:
+def serve(**flags: str | bool | None) -> None:
     """Serve a model over HTTP.
 
     Every flag is also an environment variable, as FIT_SERVE_PORT for --port; the flag wins.
     """
-    settings = load_settings({name: text for name, text in flags.items() if text is not None})
+    settings = load_settings({name: value for name, value in flags.items() if value is not None})
     listener = bind(settings.host, settings.port)
     from fit_serve.app import assemble, http_app
     from fit_serve.cli.logs import configure_logs
@@ -55,17 +55,22 @@ def flags_of_settings() -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                annotation=str | None,
-                default=typer.Option(
-                    None,
-                    flag_of(name),
-                    help=f"{field.description} {default_of(field)}".strip(),
-                    metavar=kind_of(field),
-                    show_default=False,
-                ),
+                annotation=bool | None if field.annotation is bool else str | None,
+                default=option_of(name, field),
             )
             for name, field in Settings.model_fields.items()
         ]
+    )
+
+
+def option_of(name: str, field: FieldInfo) -> Any:
+    """Give the option of a setting; a yes or no is a pair of flags without a value."""
+    explained = f"{field.description} {default_of(field)}".strip()
+    if field.annotation is bool:
+        both = f"{flag_of(name)}/{flag_of('no_' + name)}"
+        return typer.Option(None, both, help=explained, show_default=False)
+    return typer.Option(
+        None, flag_of(name), help=explained, metavar=kind_of(field), show_default=False
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fit_models.device import upload
 from fit_models.packing import PackedLayout, pack_layout
 from fit_serve.engine.rope_cache import RopeCache
 from fit_serve.engine.sequence import Sequence
@@ -28,13 +29,15 @@ class Batch:
     Attributes:
         sequences: in packed order.
         branches: of each.
-        layout: of the branches; the last may be padding up to a bucket.
+        layout: of the branches; the last ones may be padding.
         state_slices: where each sequence's state lies.
         sequence_of_state: int64 [Ts].
         token_source: int64 [T], the state token each packed token is read from.
         conditional, unconditional: int64 [Ts], the packed token each state token's predictions are
             read from; equal where there is one branch, the same tensor where nobody has two.
+        own: int64 [Ts], 0 to Ts - 1.
         num_padding: tokens of padding at the tail.
+        num_dummies: sequences of the layout that the padding makes.
     """
 
     sequences: tuple[Sequence, ...]
@@ -45,7 +48,9 @@ class Batch:
     token_source: Tensor
     conditional: Tensor
     unconditional: Tensor
+    own: Tensor
     num_padding: int
+    num_dummies: int
 
     @property
     def num_real_tokens(self) -> int:
@@ -69,8 +74,21 @@ def pad_target(num_tokens: int, buckets: Items[int]) -> int:
     return next((bucket for bucket in buckets if bucket >= num_tokens), num_tokens)
 
 
-def build_batch(sequences: Items[Sequence], rope: RopeCache, buckets: Items[int] = ()) -> Batch:
-    """Describe the given sequences, in the given order."""
+def build_batch(
+    sequences: Items[Sequence],
+    rope: RopeCache,
+    buckets: Items[int] = (),
+    pads_to_longest: bool = False,
+) -> Batch:
+    """Describe the given sequences, in the given order.
+
+    Args:
+        sequences: who runs.
+        rope: where rotary rows are.
+        buckets: totals to pad up to.
+        pads_to_longest: compute as many tokens for each branch as the longest has, as servers do
+            that know no packed batch. Attention stays free of the padding, which flatters them.
+    """
     device = rope.cos.device
     first_row = rope.rows_of({s.grid for s in sequences})
     lengths, rope_rows, source, conditional, unconditional, slices = [], [], [], [], [], []
@@ -87,25 +105,32 @@ def build_batch(sequences: Items[Sequence], rope: RopeCache, buckets: Items[int]
         unconditional.append(torch.arange(token - n, token))
         slices.append(slice(state, state + n))
         state += n
-    padding = pad_target(token, buckets) - token
-    if padding:
-        # The padding is a sequence of its own that sees only itself (row 0 and state 0 will do).
-        lengths.append(padding)
-        rope_rows.append(torch.zeros(padding, dtype=torch.int64))
-        source.append(torch.zeros(padding, dtype=torch.int64))
+    dummies = [max(lengths) - n for n in lengths if pads_to_longest and n < max(lengths)]
+    missing = pad_target(token, buckets) - token
+    if missing and not pads_to_longest:
+        dummies.append(missing)
+    # Padding is sequences of its own that see only themselves (row 0 and state 0 will do).
+    lengths += dummies
+    padding = sum(dummies)
+    rope_rows.append(torch.zeros(padding, dtype=torch.int64))
+    source.append(torch.zeros(padding, dtype=torch.int64))
     counts = torch.tensor([s.num_tokens for s in sequences])
-    conditional_of_state = torch.cat(conditional).to(device)
+    conditional_of_state = upload(torch.cat(conditional), device)
     nobody_guided = all(s.num_branches == 1 for s in sequences)
     return Batch(
         sequences=tuple(sequences),
         branches=tuple(s.num_branches for s in sequences),
         layout=pack_layout(lengths, rope.cos, rope.sin, torch.cat(rope_rows)),
         state_slices=tuple(slices),
-        sequence_of_state=torch.repeat_interleave(torch.arange(len(sequences)), counts).to(device),
-        token_source=torch.cat(source).to(device),
+        sequence_of_state=upload(
+            torch.repeat_interleave(torch.arange(len(sequences)), counts), device
+        ),
+        token_source=upload(torch.cat(source), device),
         conditional=conditional_of_state,
         unconditional=conditional_of_state
         if nobody_guided
-        else torch.cat(unconditional).to(device),
+        else upload(torch.cat(unconditional), device),
+        own=upload(torch.arange(state), device),
         num_padding=padding,
+        num_dummies=len(dummies),
     )

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -18,15 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fit_models.bundle import Bundle
 from fit_models.config import ModelConfig
 from fit_models.modulation import StackedModulation
-from fit_models.packing import layout_of_grids
+from fit_models.packing import pack_layout
+from fit_models.rope import rope_table
 from fit_serve.engine.buckets import default_buckets
-from fit_serve.engine.cost_model import CostModel, fit_cost_model
+from fit_serve.engine.cost_model import CostModel, Sample, fit_cost_model
+from fit_serve.engine.graph_shape import graph_shapes
+from fit_serve.engine.graphed_network import GraphedNetwork
 from fit_serve.engine.step_timing import PackShape, time_in_turns
 
+KNEE = 0.9
+"""Share of the best tokens a second at which a step is large enough: past it everybody waits longer
+for little (benchmarks/simulate_scheduler.py)."""
 SECONDS = 30.0
 """Most that a calibration takes unless told otherwise."""
 
@@ -44,6 +52,7 @@ class Calibration:
         cost_model: seconds of a step.
         max_num_batched_tokens: the budget: its knee.
         token_buckets: totals to pad steps up to; empty on a CPU.
+        max_graph_tokens: largest step that is faster as a CUDA graph; 0: none is.
         seconds: what measuring took.
         measured_at: when it began, UTC, ISO 8601.
         model: name of the bundle.
@@ -55,6 +64,7 @@ class Calibration:
     cost_model: CostModel
     max_num_batched_tokens: int
     token_buckets: tuple[int, ...]
+    max_graph_tokens: int
     seconds: float
     measured_at: str
     model: str
@@ -91,6 +101,9 @@ class Calibration:
         for name in ("max_num_batched_tokens", "num_threads"):
             if type(values[name]) is not int or values[name] < 1:
                 raise ValueError(f"{name} is {values[name]!r}; it must be a whole number from 1 on")
+        graphs = values["max_graph_tokens"]
+        if type(graphs) is not int or graphs < 0:
+            raise ValueError(f"max_graph_tokens is {graphs!r}; it must be a whole number from 0 on")
         if type(values["seconds"]) not in (int, float) or not values["seconds"] >= 0:
             raise ValueError(f"seconds is {values['seconds']!r}; it must be a number from 0 on")
         for name in ("measured_at", "model", "device", "dtype"):
@@ -127,13 +140,21 @@ def calibrate(
     with _threads(num_threads), torch.inference_mode():
         threads = torch.get_num_threads()
         steps = _Steps(bundle)
-        samples = time_in_turns(shapes, steps, seconds - (clock() - started), clock)
+        left = seconds - (clock() - started)
+        if bundle.device.type == "cuda":
+            eager = time_in_turns(shapes, steps, left / 2, clock)
+            curve = [shape for shape in shapes if shape.grid == shapes[0].grid]
+            graphs = time_in_turns(curve, steps.with_graphs(curve), left / 2, clock)
+            samples, max_graph_tokens = fastest(eager, graphs)
+        else:
+            samples, max_graph_tokens = time_in_turns(shapes, steps, left, clock), 0
     cost_model = fit_cost_model(samples)
-    budget = cost_model.knee()
+    budget = cost_model.knee(KNEE)
     return Calibration(
         cost_model=cost_model,
         max_num_batched_tokens=budget,
         token_buckets=default_buckets(bundle.device, budget),
+        max_graph_tokens=max_graph_tokens,
         seconds=clock() - started,
         measured_at=measured_at,
         model=bundle.name,
@@ -141,6 +162,14 @@ def calibrate(
         dtype=str(bundle.dtype).removeprefix("torch."),
         num_threads=threads,
     )
+
+
+def fastest(eager: Items[Sample], graphs: Items[Sample]) -> tuple[list[Sample], int]:
+    """Each step the faster way, and the largest step up to which graphs were faster."""
+    as_graph = {sample.lengths: sample for sample in graphs}
+    best = [min(s, as_graph.get(s.lengths, s), key=lambda sample: sample.seconds) for s in eager]
+    pays = [s.tokens for s in eager if s.lengths in as_graph and best[eager.index(s)] is not s]
+    return best, max(pays, default=0)
 
 
 def shapes_for(config: ModelConfig, device: torch.device) -> list[PackShape]:
@@ -180,6 +209,8 @@ class _Steps:
             torch.linspace(0, 1, _MODULATION_ROWS, device=bundle.device),
             torch.zeros(_MODULATION_ROWS, dtype=torch.int64, device=bundle.device),
         )
+        self._denoise = bundle.network.denoise
+        self._slabs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._packs: dict[PackShape, tuple[Any, ...]] = {}
         self._generator = torch.Generator().manual_seed(0)
 
@@ -187,13 +218,33 @@ class _Steps:
         """Make a step and wait for the device."""
         if shape not in self._packs:
             self._packs[shape] = self._pack(shape)
-        self._bundle.network.denoise(*self._packs[shape])
+        self._denoise(*self._packs[shape])
         if self._bundle.device.type == "cuda":
             torch.cuda.synchronize(self._bundle.device)
 
+    def with_graphs(self, shapes: Items[PackShape]) -> _Steps:
+        """Steps of these shapes, all of one grid, as CUDA graphs."""
+        totals = [shape.tokens for shape in shapes]
+        other = _Steps(self._bundle)
+        slab = other._slab_of(shapes[0].grid)
+        graphed = GraphedNetwork(self._bundle.network, self._stacked, max(totals))
+        graphed.capture(graph_shapes(totals, max(shape.count for shape in shapes)), *slab)
+        other._denoise = graphed.denoise
+        return other
+
+    def _slab_of(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        if grid not in self._slabs:
+            config = self._bundle.model_config
+            cos, sin = rope_table(*grid, config.head_dim, config.rope)
+            self._slabs[grid] = cos.to(self._bundle.device), sin.to(self._bundle.device)
+        return self._slabs[grid]
+
     def _pack(self, shape: PackShape) -> tuple[Any, ...]:
         config, device = self._bundle.model_config, self._bundle.device
-        layout = layout_of_grids([shape.grid] * shape.count, config.head_dim, config.rope, device)
+        length = shape.grid[0] * shape.grid[1]
+        cos, sin = self._slab_of(shape.grid)
+        rope_row = torch.arange(length).repeat(shape.count)
+        layout = pack_layout([length] * shape.count, cos, sin, rope_row)
         rows = self._rows[: min(shape.count, _MODULATION_ROWS)]
         modulation = self._stacked.split(rows, layout.seq_of_token % rows.shape[0])
         tokens = torch.randn(shape.tokens, config.token_channels, generator=self._generator)

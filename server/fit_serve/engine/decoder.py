@@ -34,6 +34,7 @@ OnDecoded = Callable[[Sequence, numpy.ndarray | Exception, float], None]
 class _Job:
     sequence: Sequence
     tokens: Tensor
+    ready: torch.cuda.Event | None
 
 
 class Decoder:
@@ -49,7 +50,10 @@ class Decoder:
         patch_size: int,
         num_workers: int,
         on_decoded: OnDecoded,
+        largest_group: int | None = None,
     ) -> None:
+        """`largest_group` bounds the pictures of one call; None leaves it to their pixels."""
+        self._largest_group = largest_group
         self._autoencoder = autoencoder
         self._patch_size = patch_size
         self._on_decoded = on_decoded
@@ -63,10 +67,12 @@ class Decoder:
         for thread in self._threads:
             thread.start()
 
-    def put(self, sequence: Sequence, tokens: Tensor) -> None:
-        """Queue the tokens [N, K] of a finished sequence."""
+    def put(
+        self, sequence: Sequence, tokens: Tensor, ready: torch.cuda.Event | None = None
+    ) -> None:
+        """Queue the tokens [N, K] of a finished sequence; on a GPU they hold after `ready`."""
         with self._changed:
-            self._jobs.append(_Job(sequence, tokens))
+            self._jobs.append(_Job(sequence, tokens, ready))
             self._changed.notify()
 
     def is_alive(self) -> bool:
@@ -82,6 +88,14 @@ class Decoder:
             thread.join(timeout_s)
 
     def _work(self) -> None:
+        """On a GPU, in a stream of its own, so that steps do not wait for pictures."""
+        if torch.cuda.is_available():
+            with torch.cuda.stream(torch.cuda.Stream()):
+                self._serve()
+        else:
+            self._serve()
+
+    def _serve(self) -> None:
         while jobs := self._next_jobs():
             started = time.perf_counter()
             results = self._results(jobs)
@@ -111,6 +125,8 @@ class Decoder:
             grid = self._jobs[0].sequence.grid
             request = self._jobs[0].sequence.request
             room = max(1, _MAX_PIXELS // (request.height * request.width))
+            if self._largest_group is not None:
+                room = min(room, self._largest_group)
             taken = [job for job in self._jobs if job.sequence.grid == grid][:room]
             chosen = {id(job) for job in taken}
             self._jobs = deque(job for job in self._jobs if id(job) not in chosen)
@@ -119,6 +135,11 @@ class Decoder:
     @torch.inference_mode()
     def _decode(self, jobs: list[_Job]) -> list[numpy.ndarray]:
         rows, columns = jobs[0].sequence.grid
+        for job in jobs:
+            if job.ready is not None:
+                stream = torch.cuda.current_stream()
+                stream.wait_event(job.ready)
+                job.tokens.record_stream(stream)
         tokens_BNK = torch.stack([job.tokens for job in jobs])
         if not bool(torch.isfinite(tokens_BNK).all()):
             raise FloatingPointError("a latent is not finite")

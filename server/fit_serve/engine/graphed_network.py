@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from fit_kernels.attention import capture_obstacle
-from fit_models.config import ModelConfig
 from fit_models.modulation import StackedModulation
 from fit_models.networks.fitv2 import FiTv2, Modulation
 from fit_models.packing import PackedLayout
@@ -73,11 +72,6 @@ class GraphedNetwork:
         self._make_capturer = make_capturer
         self._graphs: dict[int, list[_Graph]] = {}
         self._slab: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network's."""
-        return self._network.config
 
     @property
     def num_graphs(self) -> int:

@@ -20,22 +20,28 @@ from torch import Tensor
 
 from fit_models.bundle import Bundle
 from fit_models.device import use_fast_float32_matmul
+from fit_serve.engine.admission import Admission
+from fit_serve.engine.budget import calibration_of, step_limits
 from fit_serve.engine.config import EngineConfig
+from fit_serve.engine.cost_model import CostModel
 from fit_serve.engine.decoder import Decoder
 from fit_serve.engine.engine import Engine
 from fit_serve.engine.ledger import Ledger, OnProgress
-from fit_serve.engine.runner import Runner, StepReport
+from fit_serve.engine.order import Order
+from fit_serve.engine.packer import StepReport
+from fit_serve.engine.runner import Runner
 from fit_serve.engine.scheduler import Scheduler
 from fit_serve.engine.sequence import Sequence, plan_sequence
+from fit_serve.engine.step_cache import StepCache
+from fit_serve.engine.step_clock import StepClock
+from fit_serve.engine.step_executor import ThreadExecutor
 from fit_serve.engine.step_meter import StepMeter
-from fit_serve.errors import EngineFailed, InvalidRequest, NotReady, Overloaded, ServeError
+from fit_serve.errors import EngineFailed, InvalidRequest, NotReady, ServeError
 from fit_serve.request import SequenceRequest, SequenceResult, SequenceTimings
 from fit_serve.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
-# Past these a larger step only makes everyone wait (benchmarks/bench_step.py; the GPU's: a guess).
-_CPU_TOKENS, _GPU_TOKENS = 1024, 16_384
 _RETRY_AFTER_S = 5.0
 
 
@@ -61,19 +67,38 @@ class EngineHandle:
         self.config = config or EngineConfig()
         self.bundle = bundle
         self._clock = clock
-        self._runner = Runner(bundle, self.config)
-        self.max_num_batched_tokens = self.config.max_num_batched_tokens or (
-            _CPU_TOKENS if self._runner.device.type == "cpu" else _GPU_TOKENS
+        self._step_cache = StepCache(
+            self.config.step_cache_rule, self.config.step_cache_order, bundle.profile
         )
+        if bundle.device.type == "cpu":
+            use_fast_float32_matmul()
+        self._calibration = calibration_of(bundle, self.config)
+        graph_tokens = None if self._calibration is None else self._calibration.max_graph_tokens
+        self._runner = Runner(bundle, self.config, graph_tokens)
         self._meter = StepMeter(self._runner, telemetry)
-        scheduler = Scheduler(
-            self.max_num_batched_tokens, self.config.max_num_seqs, self.config.batching
+        self._order = Order(self.config.policy, self.config.priority_step_s, self.config.patience_s)
+        self.limits = step_limits(bundle, self.config, self._calibration)
+        self._admission = Admission(
+            self.limits,
+            self._order,
+            self.config.max_queued_requests,
+            self._cost_model,
+            self._meter.decode_seconds,
         )
-        self._engine = Engine(scheduler, self._runner, self, clock)
+        overlaps = self.config.overlap
+        if overlaps is None:
+            overlaps = self._runner.device.type == "cuda"
+        self._engine = Engine(
+            Scheduler(self.limits, self.config.batching, self._order),
+            self._runner,
+            self,
+            clock,
+            ThreadExecutor(self._use_threads) if overlaps else None,
+        )
         self._decoder: Decoder | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._ledger = Ledger()
-        self._admission = threading.Lock()  # guards the phase, and a check until its use
+        self._lock = threading.Lock()  # guards the phase, and a check until its use
         self._phase = "starting"
 
     # --- life ---------------------------------------------------------------------------------
@@ -89,20 +114,20 @@ class EngineHandle:
             self.bundle.model_config.patch_size,
             self.config.decode_workers,
             self._on_decoded,
+            1 if self.config.batch_invariant else None,
         )
-        if self._runner.device.type == "cpu":
-            use_fast_float32_matmul()
+        self._runner.execution.warm_up(self._runner.rope)
         self._thread.start()
         side = 4 * self.bundle.pixels_per_token
         warm_up = SequenceRequest("warm-up", 0, side, side, 0, 2, 2.0, (0.0, 1.0), "euler")
         try:
-            with self._admission:
+            with self._lock:
                 (future,) = self._accept([self._plan(warm_up)], None)
             future.result()
         except BaseException:
             self.stop()
             raise
-        with self._admission:
+        with self._lock:
             if self._phase == "starting":
                 self._phase = "ready"
 
@@ -119,7 +144,7 @@ class EngineHandle:
 
     def drain(self, timeout_s: float) -> None:
         """Accept nothing more; wait until everything accepted has ended, at most `timeout_s`."""
-        with self._admission:
+        with self._lock:
             if self._phase == "ready":
                 self._phase = "draining"
         wait(self._ledger.futures(), timeout=timeout_s)
@@ -130,13 +155,15 @@ class EngineHandle:
         A step or a decoding that is stuck is not waited for longer than `wedge_timeout_s`; its
         sequences end as failed.
         """
-        with self._admission:
+        with self._lock:
             self._phase = "stopped"
         self._engine.stop()
         if self._thread.ident is not None:
             self._thread.join(0.0 if self._is_stuck() else self.config.wedge_timeout_s)
         if self._decoder is not None:
             self._decoder.close(self.config.wedge_timeout_s)
+        if not self._thread.is_alive():
+            self._runner.execution.close()
         for sequence in self._ledger.sequences():
             self._ledger.fail(sequence, EngineFailed("the engine was stuck when it was stopped"))
 
@@ -168,14 +195,16 @@ class EngineHandle:
         Raises:
             InvalidRequest: a sequence cannot be planned, or there are more than may ever wait.
             NotReady: starting, draining, stopped or stuck.
-            Overloaded: the queue has no room.
+            Overloaded: the queue has no room, or no time before a deadline.
         """
         planned = [self._plan(request) for request in sequences]
-        with self._admission:
+        with self._lock:
             if not self.ready():
                 what = "stuck" if self._phase == "ready" else self._phase
                 raise NotReady(f"the engine is {what}", retry_after_s=_RETRY_AFTER_S)
-            self._refuse_if_full(len(planned))
+            now_s, present = self._clock(), self._ledger.sequences()
+            self._admission.prepare(planned, now_s)
+            self._admission.check(planned, present, now_s)
             return self._accept(planned, on_progress)
 
     def cancel(self, sequence_ids: Iterable[str]) -> None:
@@ -189,15 +218,13 @@ class EngineHandle:
                 f"class is {request.class_label}; it must be in 0..{classes - 1}", param="class"
             )
         try:
-            return plan_sequence(request, self.bundle.pixels_per_token)
+            return plan_sequence(request, self.bundle.pixels_per_token, self._step_cache)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
 
     def _accept(
         self, planned: list[Sequence], on_progress: OnProgress | None
     ) -> list[Future[SequenceResult]]:
-        for sequence in planned:
-            sequence.submitted_s = self._clock()
         futures = self._ledger.open(planned, on_progress)
         try:
             self._engine.put(planned)
@@ -207,21 +234,9 @@ class EngineHandle:
             raise NotReady("the engine has stopped", retry_after_s=_RETRY_AFTER_S) from error
         return futures
 
-    def _refuse_if_full(self, count: int) -> None:
-        limit = self.config.max_queued_requests
-        if count > limit:
-            raise InvalidRequest(f"{count} images at once; the limit is {limit}", "num_images")
-        accepted = self._ledger.sequences()
-        waiting = sum(s.started_s is None for s in accepted)
-        if waiting + count <= limit:
-            return
-        work = sum(s.remaining_tokens for s in accepted)
-        seconds = work / self._meter.tokens_per_s if self._meter.tokens_per_s else 1.0
-        share = min((waiting + count - limit) / len(accepted), 1.0)
-        raise Overloaded(
-            f"{waiting} sequences are waiting, {count} more were asked for; the limit is {limit}",
-            retry_after_s=max(1.0, seconds * share),
-        )
+    def _cost_model(self) -> CostModel | None:
+        """The calibrated one, else what the steps so far say."""
+        return self._calibration.cost_model if self._calibration else self._meter.cost_model()
 
     def _is_stuck(self) -> bool:
         since = self._engine.busy_since_s
@@ -230,22 +245,26 @@ class EngineHandle:
     # --- what the engine tells (its thread), and the decoder (its threads) ----------------------
 
     def _run(self) -> None:
+        self._use_threads()
+        self._engine.loop()
+
+    def _use_threads(self) -> None:
+        """OpenMP's number of threads belongs to the thread that asks for it."""
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
-        self._engine.loop()
 
     def on_step(self, report: StepReport, seconds: float) -> None:
         """Count a step."""
         self._meter.count(report, seconds)
 
-    def on_progress(self, sequence: Sequence) -> None:
+    def on_progress(self, sequence: Sequence, position: int) -> None:
         """Pass on how far a sequence has come."""
-        self._ledger.tell_progress(sequence)
+        self._ledger.tell_progress(sequence, position)
 
-    def on_denoised(self, sequence: Sequence, tokens: Tensor) -> None:
+    def on_denoised(self, sequence: Sequence, tokens: Tensor, clock: StepClock) -> None:
         """Queue a finished latent for decoding."""
         assert self._decoder is not None
-        self._decoder.put(sequence, tokens)
+        self._decoder.put(sequence, tokens, clock.done)
 
     def on_failed(self, sequence: Sequence, error: ServeError) -> None:
         """End a sequence without a picture."""
@@ -262,6 +281,7 @@ class EngineHandle:
             return
         assert sequence.started_s is not None
         assert sequence.finished_s is not None
+        self._meter.count_decode(sequence, seconds)
         timings = SequenceTimings(
             queued_s=sequence.started_s - sequence.submitted_s,
             run_s=sequence.finished_s - sequence.started_s,

@@ -70,16 +70,14 @@ class Ledger:
                 if (entry := self._entries.get(sequence_id)) is not None:
                     entry.sequence.is_cancelled = True
 
-    def tell_progress(self, sequence: Sequence) -> None:
+    def tell_progress(self, sequence: Sequence, position: int) -> None:
         """Tell who waits how far a sequence has come; an error of theirs is theirs alone."""
         with self._lock:
             entry = self._entries.get(sequence.sequence_id)
         if entry is None or entry.sequence is not sequence or entry.on_progress is None:
             return
         try:
-            entry.on_progress(
-                Progress(sequence.sequence_id, sequence.position, len(sequence.evaluations))
-            )
+            entry.on_progress(Progress(sequence.sequence_id, position, len(sequence.evaluations)))
         except Exception:  # a client's bug must not end the step loop
             _log.exception("on_progress of %s failed", sequence.sequence_id)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fit_models.device import upload
 from fit_models.modulation import StackedModulation
 
 Key = tuple[float, int]
@@ -24,9 +25,16 @@ class ModulationCache:
     """
 
     def __init__(
-        self, stacked: StackedModulation, num_rows: int, device: torch.device, dtype: torch.dtype
+        self,
+        stacked: StackedModulation,
+        num_rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        one_by_one: bool = False,
     ) -> None:
+        """`one_by_one` makes a row's bits independent of what else is computed with it."""
         self._stacked = stacked
+        self._one_by_one = one_by_one
         self._device = device
         self._slab = torch.zeros(num_rows, stacked.row_values, device=device, dtype=dtype)
         self._slots: OrderedDict[Key, int] = OrderedDict()
@@ -54,7 +62,7 @@ class ModulationCache:
                 self._slots.move_to_end(key)
         if missing:
             self._store(missing, self._compute(missing))
-        wanted = torch.tensor([self._slots[key] for key in keys], device=self._device)
+        wanted = upload(torch.tensor([self._slots[key] for key in keys]), self._device)
         return self._slab.index_select(0, wanted)
 
     def _store(self, keys: Sequence[Key], rows_RM: Tensor) -> None:
@@ -62,11 +70,13 @@ class ModulationCache:
         while len(self._free) < len(keys):
             self._free.append(self._slots.popitem(last=False)[1])
         slots = self._free[: len(keys)]
-        self._slab[torch.tensor(slots, device=self._device)] = rows_RM
+        self._slab.index_copy_(0, upload(torch.tensor(slots), self._device), rows_RM)
         del self._free[: len(keys)]
         self._slots.update(zip(keys, slots, strict=True))
 
     def _compute(self, keys: Sequence[Key]) -> Tensor:
-        timestep_R = torch.tensor([key[0] for key in keys], device=self._device)
-        label_R = torch.tensor([key[1] for key in keys], device=self._device)
+        timestep_R = upload(torch.tensor([key[0] for key in keys]), self._device)
+        label_R = upload(torch.tensor([key[1] for key in keys]), self._device)
+        if self._one_by_one:
+            return self._stacked.rows_one_by_one(timestep_R, label_R)
         return self._stacked.rows(timestep_R, label_R)

@@ -1,7 +1,7 @@
 """Rotary tables on the device, one per resolution, in one slab with a bounded number of rows.
 
 A token of a packed batch holds the row of its table entry, so building a batch moves integers.
-Least recently used tables go first; those of sequences in the current step are never moved.
+Least recently used tables go first; those of the current step and of protected grids stay.
 
 Dimension key: P rows of the slab, E head dim, N tokens of a grid.
 """
@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
+from fit_models.device import upload
+
 Grid = tuple[int, int]
 
 
@@ -23,6 +25,8 @@ class RopeCache:
     Attributes:
         cos, sin: [P, E/2] fp32 on the device; replaced by larger ones if one step needs more.
         hits, misses: look-ups so far.
+        evictions: tables dropped or moved so far; rows told before the last one may be others now.
+        protected: grids that are not dropped, for a step under way still reads their rows.
     """
 
     def __init__(
@@ -36,7 +40,8 @@ class RopeCache:
         self._starts: OrderedDict[Grid, int] = OrderedDict()
         self.cos = torch.zeros(num_rows, half_head_dim, device=device)
         self.sin = torch.zeros(num_rows, half_head_dim, device=device)
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.evictions = 0
+        self.protected: frozenset[Grid] = frozenset()
 
     @property
     def num_bytes(self) -> int:
@@ -59,15 +64,17 @@ class RopeCache:
         size = grid[0] * grid[1]
         start = self._gap(size)
         while start is None:
-            victim = next((g for g in self._starts if g not in needed), None)
+            kept = self.protected.union(needed)
+            victim = next((g for g in self._starts if g not in kept), None)
+            self.evictions += 1
             if victim is None:
                 self._grow(size)
             else:
                 del self._starts[victim]
             start = self._gap(size)
         cos, sin = self._make_table(*grid)
-        self.cos[start : start + size] = cos.to(self.cos.device)
-        self.sin[start : start + size] = sin.to(self.sin.device)
+        self.cos[start : start + size] = upload(cos, self.cos.device)
+        self.sin[start : start + size] = upload(sin, self.sin.device)
         self._starts[grid] = start
 
     def _gap(self, size: int) -> int | None:

@@ -1,58 +1,71 @@
-"""Runs one packed batch on the device: the only place where requests meet tensors.
+"""The device's half of a step: the only place where requests meet tensors.
 
-Keeps the state of every running sequence (its tokens and its sampler's memory) and knows how to
-advance them all by one evaluation. Decides nothing: who runs is the scheduler's business.
+Takes what `packer.py` has prepared and advances the state of every sequence by one turn. Decides
+nothing: who runs is the scheduler's business.
 
-Dimension key: T packed tokens, Ts state tokens, S branches, K token channels.
+Dimension key: T packed tokens, Ts state tokens, S sequences, K token channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fit_kernels import guided_step
 from fit_models.bundle import Bundle
-from fit_models.diffusion.prediction import timestep_of_sigma
+from fit_models.device import upload
+from fit_models.diffusion.guidance import guide
 from fit_models.modulation import StackedModulation
 from fit_models.rope import rope_table
-from fit_serve.engine.batch import Batch, build_batch, packed_order
+from fit_serve.engine.batch import Batch
 from fit_serve.engine.buckets import default_buckets
 from fit_serve.engine.config import EngineConfig
-from fit_serve.engine.modulation_cache import Key, ModulationCache
+from fit_serve.engine.execution import Execution
+from fit_serve.engine.modulation_cache import ModulationCache
+from fit_serve.engine.packed_state import PackedState, StateStore
+from fit_serve.engine.packer import Fold, Packer, PreparedPack, PreparedStep, StepReport
 from fit_serve.engine.rope_cache import RopeCache
 from fit_serve.engine.sequence import Sequence
+from fit_serve.engine.step_clock import StepClock
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What a step was made of."""
+class StepResult:
+    """What came of a step; on a GPU its tensors hold once `clock.wait` has returned.
 
-    real_tokens: int
-    padded_tokens: int
-    num_sequences: int
-    num_resolutions: int
+    Attributes:
+        report: what the step was made of.
+        finished: tokens [N, K] of sequences that are done.
+        changes: (sequence, its turn, relative change of its prediction as a tensor of one number).
+        clock: when it was done, and how long it took.
+    """
 
-
-@dataclass
-class _SequenceState:
-    """Tokens [N, K] and sampler memory [N, K] of one sequence, fp32; and its source of noise."""
-
-    tokens: Tensor
-    memory: Tensor
-    generator: torch.Generator
+    report: StepReport
+    finished: dict[Sequence, Tensor]
+    changes: tuple[tuple[Sequence, int, Tensor], ...]
+    clock: StepClock
 
 
 class Runner:
-    """State and caches on one device; used from the engine's thread only."""
+    """State and caches on one device.
 
-    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+    `prepare` and `forget` belong to the engine's thread, `execute` to the thread that runs steps;
+    the two may be the same.
+    """
+
+    def __init__(
+        self, bundle: Bundle, config: EngineConfig, max_graph_tokens: int | None = None
+    ) -> None:
+        """`max_graph_tokens`: the largest step that CUDA graphs are meant for, if it is known.
+
+        Raises:
+            ValueError: what the settings ask for cannot run here.
+        """
         network, model = bundle.network, bundle.model_config
         self.device, self.dtype = bundle.device, bundle.dtype
-        self.network = network
         self.buckets = (
             default_buckets(self.device) if config.token_buckets is None else config.token_buckets
         )
@@ -62,120 +75,152 @@ class Runner:
             model.head_dim // 2,
             self.device,
         )
+        self._guided_channels = model.guided_token_channels
         self._stacked = StackedModulation(network)
+        self.execution = Execution(bundle, self._stacked, config, self.buckets, max_graph_tokens)
         self.modulation = ModulationCache(
-            self._stacked, config.modulation_cache_rows, self.device, self.dtype
+            self._stacked,
+            config.modulation_cache_rows,
+            self.device,
+            self.dtype,
+            one_by_one=config.batch_invariant,
         )
-        self._states: dict[Sequence, _SequenceState] = {}
-        self._batch: Batch | None = None
-        self._packed: tuple[Tensor, Tensor] | None = None
+        # On a CPU even elementwise loops treat the ends of a tensor differently, so that only
+        # shapes which depend on nothing but the sequence give the same bits.
+        shares_packs = not (config.batch_invariant and self.device.type == "cpu")
+        self._packer = Packer(
+            self.rope,
+            model.token_channels,
+            model.null_label,
+            self.buckets,
+            shares_packs,
+            pads_to_longest=config.batching == "padded-mixed",
+        )
+        self._store = StateStore(self.device, model.token_channels)
+        self._forgotten: list[Sequence] = []
 
-    @torch.inference_mode()
-    def run(self, sequences: Items[Sequence]) -> StepReport:
-        """Advance every sequence by one evaluation; positions are moved by the engine."""
-        batch = self._batch_of(sequences)
-        assert self._packed is not None
-        state_TsK, memory_TsK = self._packed
-        rows = [
-            (*s.evaluations[s.position].coefficients, s.guidance_scales[s.position])
-            for s in batch.sequences
-        ]
-        self._packed = guided_step(
-            state_TsK,
-            self._velocity(batch, state_TsK),
-            memory_TsK,
-            self._noise(batch),
-            batch.conditional,
-            batch.unconditional,
-            torch.tensor(rows, device=self.device),
-            batch.sequence_of_state,
-            self.network.config.guided_token_channels,
-        )
-        return StepReport(
-            real_tokens=batch.num_real_tokens,
-            padded_tokens=batch.layout.num_tokens,
-            num_sequences=len(batch.sequences),
-            num_resolutions=len({s.grid for s in batch.sequences}),
-        )
-
-    def take(self, sequence: Sequence) -> Tensor:
-        """Hand over the tokens [N, K] of a finished sequence and forget it."""
-        self._unpack()
-        return self._states.pop(sequence).tokens
+    def prepare(self, sequences: Items[Sequence]) -> PreparedStep:
+        """Describe the next turn of every sequence; positions are moved by the engine."""
+        step = self._packer.prepare(sequences)
+        forgotten, self._forgotten = tuple(self._forgotten), []
+        return replace(step, forgotten=forgotten)
 
     def forget(self, sequences: Items[Sequence]) -> None:
-        """Drop the state of sequences that ended otherwise; unknown ones are fine."""
-        self._unpack()
-        for sequence in sequences:
-            self._states.pop(sequence, None)
+        """Drop sequences that have ended; unknown ones are fine.
 
-    def _batch_of(self, sequences: Items[Sequence]) -> Batch:
-        ordered = packed_order(sequences)
-        if self._batch is not None and self._batch.describes(ordered):
-            return self._batch
-        self._unpack()
-        for sequence in ordered:
-            if sequence not in self._states:
-                self._states[sequence] = self._start(sequence)
-        states = [self._states[s] for s in ordered]
-        batch = build_batch(ordered, self.rope, self.buckets)
-        self._packed = (
-            torch.cat([s.tokens for s in states]),
-            torch.cat([s.memory for s in states]),
-        )
-        self._batch = batch
-        return batch
+        What the device keeps of them goes with the next step that is prepared: those under way may
+        still hold them.
+        """
+        self._packer.forget(sequences)
+        self._forgotten.extend(sequences)
 
-    def _unpack(self) -> None:
-        """Write the packed state back to its sequences; they own it while no batch is described."""
-        if self._batch is None or self._packed is None:
-            return
-        tokens, memory = self._packed
-        for sequence, where in zip(self._batch.sequences, self._batch.state_slices, strict=True):
-            state = self._states[sequence]
-            state.tokens, state.memory = tokens[where], memory[where]
-        self._batch = self._packed = None
+    @torch.inference_mode()
+    def execute(self, step: PreparedStep) -> StepResult:
+        """Advance every sequence of the step by its turn."""
+        clock = StepClock(self.device)
+        self._store.forget(step.forgotten)
+        finished: dict[Sequence, Tensor] = {}
+        changes: list[tuple[Sequence, int, Tensor]] = []
+        for pack in step.packs:
+            changes += self._advance(pack)
+            finished |= {s: self._store.take(s) for s in pack.finishing}
+        clock.stop(self.device)
+        return StepResult(step.report, finished, tuple(changes), clock)
 
-    def _start(self, sequence: Sequence) -> _SequenceState:
-        """Noise from the sequence's own generator, on the CPU: the same on every machine."""
-        generator = torch.Generator().manual_seed(sequence.request.seed)
-        shape = (sequence.num_tokens, self.network.config.token_channels)
-        noise = torch.randn(shape, generator=generator)
-        if sequence.start_noise:
-            noise = noise + sequence.start_noise * torch.randn(shape, generator=generator)
-        tokens = noise.to(self.device)
-        return _SequenceState(tokens, torch.zeros_like(tokens), generator)
+    def release(self) -> None:
+        """Free at once what was forgotten; no step may be under way."""
+        self._store.forget(self._forgotten)
+        self._forgotten = []
 
-    def _velocity(self, batch: Batch, state_TsK: Tensor) -> Tensor:
-        """The network's prediction for every packed token, [T, K]."""
+    def _advance(self, pack: PreparedPack) -> list[tuple[Sequence, int, Tensor]]:
+        keeps = pack.shifts_S is not None
+        packed = self._store.gather(pack.batch.sequences, pack.starts, keeps)
+        velocity_TK = self._velocity(pack, packed.state)
+        rows_S8, noise = upload(pack.rows_S8, self.device), None
+        if pack.noise_TsK is not None:
+            noise = upload(pack.noise_TsK, self.device)
+        if pack.shifts_S is None:
+            packed.state, packed.memory = guided_step(
+                packed.state,
+                velocity_TK,
+                packed.memory,
+                noise,
+                pack.batch.conditional,
+                pack.batch.unconditional,
+                rows_S8,
+                pack.batch.sequence_of_state,
+                self._guided_channels,
+            )
+            return []
+        guided_TsK = self._guided(pack.batch, velocity_TK, rows_S8)
+        changes = self._keep(pack, packed, guided_TsK)
+        self._move(pack, packed, guided_TsK, rows_S8, noise)
+        for fold in pack.folds:
+            self._fold(pack, packed, fold)
+        return changes
+
+    def _velocity(self, pack: PreparedPack, state_TsK: Tensor) -> Tensor:
+        """Predictions [T, K] of the network for every branch."""
+        batch = pack.batch
         tokens_TK = state_TsK.index_select(0, batch.token_source).to(self.dtype)
-        keys, row_of_branch = self._modulation_keys(batch)
-        row_of_token = row_of_branch.to(self.device).index_select(0, batch.layout.seq_of_token)
-        modulation = self._stacked.split(self.modulation.rows(keys), row_of_token)
-        return self.network.denoise(tokens_TK, batch.layout, modulation)
+        row_of_branch = upload(pack.row_of_branch, self.device)
+        row_of_token = row_of_branch.index_select(0, batch.layout.seq_of_token)
+        modulation = self._stacked.split(self.modulation.rows(pack.keys), row_of_token)
+        return self.execution.denoise(tokens_TK, batch.layout, modulation)
 
-    def _modulation_keys(self, batch: Batch) -> tuple[list[Key], Tensor]:
-        """Distinct (timestep, label) of the step, and which one each branch uses."""
-        index: dict[Key, int] = {}
-        row_of_branch = []
-        null = self.network.config.null_label
-        for sequence, branches in zip(batch.sequences, batch.branches, strict=True):
-            timestep = timestep_of_sigma(sequence.evaluations[sequence.position].sigma)
-            for label in (sequence.request.class_label, null)[:branches]:
-                row_of_branch.append(index.setdefault((timestep, label), len(index)))
-        if batch.num_padding:
-            row_of_branch.append(0)
-        return list(index), torch.tensor(row_of_branch)
+    def _guided(self, batch: Batch, velocity_TK: Tensor, rows_S8: Tensor) -> Tensor:
+        """Both branches as one prediction [Ts, K], fp32."""
+        conditional_TsK = velocity_TK.index_select(0, batch.conditional).float()
+        unconditional_TsK = velocity_TK.index_select(0, batch.unconditional).float()
+        scale_Ts1 = rows_S8[:, 7].index_select(0, batch.sequence_of_state)[:, None]
+        return guide(conditional_TsK, unconditional_TsK, scale_Ts1, self._guided_channels)
 
-    def _noise(self, batch: Batch) -> Tensor | None:
-        """Fresh noise for sequences whose rule wants it, zeros for others; None for nobody."""
-        if not any(s.evaluations[s.position].needs_noise for s in batch.sequences):
-            return None
-        draws = []
-        for s in batch.sequences:
-            shape = (s.num_tokens, self.network.config.token_channels)
-            if s.evaluations[s.position].needs_noise:
-                draws.append(torch.randn(shape, generator=self._states[s].generator))
-            else:
-                draws.append(torch.zeros(shape))
-        return torch.cat(draws).to(self.device)
+    def _keep(
+        self, pack: PreparedPack, packed: PackedState, guided_TsK: Tensor
+    ) -> list[tuple[Sequence, int, Tensor]]:
+        """Put the prediction beside the last one; tell those who watch how it changed."""
+        assert packed.last is not None
+        assert packed.before is not None
+        assert pack.shifts_S is not None
+        changes = []
+        for sequence, turn in pack.watched:
+            where = packed.slices[packed.sequences.index(sequence)]
+            last = packed.last[where]
+            change = (guided_TsK[where] - last).abs().mean() / last.abs().mean()
+            changes.append((sequence, turn, change))
+        shifts_S = upload(pack.shifts_S, self.device)
+        shifts_Ts1 = shifts_S.index_select(0, pack.batch.sequence_of_state)[:, None]
+        packed.before = torch.where(shifts_Ts1, packed.last, packed.before)
+        packed.last = guided_TsK
+        return changes
+
+    def _fold(self, pack: PreparedPack, packed: PackedState, fold: Fold) -> None:
+        """One more evaluation, its prediction read off the line through the last two."""
+        assert packed.last is not None
+        assert packed.before is not None
+        weights_S2 = upload(fold.weights_S2, self.device)
+        weights_Ts2 = weights_S2.index_select(0, pack.batch.sequence_of_state)
+        line_TsK = weights_Ts2[:, :1] * packed.last + weights_Ts2[:, 1:] * packed.before
+        self._move(pack, packed, line_TsK, upload(fold.rows_S8, self.device), None)
+
+    def _move(
+        self,
+        pack: PreparedPack,
+        packed: PackedState,
+        prediction_TsK: Tensor,
+        rows_S8: Tensor,
+        noise_TsK: Tensor | None,
+    ) -> None:
+        """One sampler update of everybody by predictions that are guided already."""
+        own = pack.batch.own
+        packed.state, packed.memory = guided_step(
+            packed.state,
+            prediction_TsK,
+            packed.memory,
+            noise_TsK,
+            own,
+            own,
+            rows_S8,
+            pack.batch.sequence_of_state,
+            self._guided_channels,
+        )

@@ -1,75 +1,91 @@
-"""Which sequences run in the next step, within a budget of tokens. Decides; touches no tensor.
+"""Which sequences run in the next step. Decides; touches no tensor.
 
-First come, first served: the oldest waiting sequence is admitted as soon as it fits, and nobody
-younger passes it, so nobody starves. What is admitted runs to its end; size, steps, position,
-guidance and sampler never decide who may share a step.
-
-The two other policies are what other servers do and exist for comparison only.
+Keeps one line of everybody who is accepted and not done, ordered once by `order.py`; every step is
+chosen anew from its front by a rule of `batching.py`. A sequence that has begun may so sit out a
+step for an earlier one: that costs nothing, for its state stays where it is.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
+from fit_serve.engine.batching import BATCHINGS, StepLimits
+from fit_serve.engine.order import Order
 from fit_serve.engine.sequence import Sequence
 
 
+class _Place(NamedTuple):
+    """Where a sequence stands; equal moments keep their order of arrival."""
+
+    moment: float
+    number: int
+    sequence: Sequence
+
+
 class Scheduler:
-    """Waiting and running sequences; not thread-safe: the engine's thread owns it."""
+    """The line and who of it has begun; not thread-safe: the engine's thread owns it."""
 
     def __init__(
-        self, max_num_batched_tokens: int, max_num_seqs: int, batching: str = "packed"
+        self, limits: StepLimits, batching: str = "packed", order: Order | None = None
     ) -> None:
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_num_seqs = max_num_seqs if batching != "serial" else 1
+        """`batching` is a name of `BATCHINGS`; `order` defaults to first come, first served."""
+        self.limits = limits
         self.batching = batching
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self._choose = BATCHINGS[batching]
+        self._order = order or Order()
+        self._line: list[_Place] = []
+        self._begun: dict[Sequence, None] = {}
+        self._count = 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Who has begun and is not done, in the order they began."""
+        return list(self._begun)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Who has not begun, earliest first."""
+        return [place.sequence for place in self._line if place.sequence not in self._begun]
+
+    def is_empty(self) -> bool:
+        """Whether there is nobody."""
+        return not self._line
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Put sequences at the end of the queue."""
-        self.waiting.extend(sequences)
-
-    def remove_cancelled(self) -> list[Sequence]:
-        """Take out what was cancelled, waiting or running; its tokens are free from now on."""
-        # Looked at once: other threads set the mark, and one set in between must not lose anybody.
-        gone = [s for s in (*self.running, *self.waiting) if s.is_cancelled]
-        if gone:
-            marked = set(gone)
-            self.waiting = deque(s for s in self.waiting if s not in marked)
-            self.running = [s for s in self.running if s not in marked]
-        return gone
+        """Give sequences their place in the line."""
+        for sequence in sequences:
+            insort(self._line, _Place(self._order.moment(sequence), self._count, sequence))
+            self._count += 1
 
     def schedule(self) -> list[Sequence]:
-        """Admit what fits and return everything that runs in this step.
+        """Who runs in this step; not empty unless the line is."""
+        if not self._line:
+            return []
+        line = [place.sequence for place in self._line]
+        chosen = self._choose(line, self._begun, self.limits)
+        self._begun |= dict.fromkeys(chosen)
+        return chosen
 
-        The budget holds the most expensive remaining evaluation of every running sequence, so a
-        sequence that goes from one branch to two never has to wait in the middle. A sequence larger
-        than the budget runs when nothing else does.
-        """
-        tokens = sum(s.max_tokens for s in self.running)
-        while self.waiting and len(self.running) < self.max_num_seqs:
-            candidate = self.waiting[0]
-            alone = not self.running
-            if not alone and tokens + candidate.max_tokens > self.max_num_batched_tokens:
-                break
-            if not alone and not self._may_share(candidate):
-                break
-            self.running.append(self.waiting.popleft())
-            tokens += candidate.max_tokens
-        return list(self.running)
-
-    def retire(self, sequences: Iterable[Sequence]) -> None:
-        """Take out sequences that have ended, done or failed."""
+    def remove(self, sequences: Iterable[Sequence]) -> None:
+        """Take out sequences that have ended, however."""
         ended = set(sequences)
-        self.running = [s for s in self.running if s not in ended]
+        if ended:
+            self._line = [place for place in self._line if place.sequence not in ended]
+            self._begun = {s: None for s in self._begun if s not in ended}
+
+    def remove_where(self, has_ended: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Take out and return those of whom it holds; each is looked at once.
+
+        Other threads may mark sequences meanwhile, and a mark set in between must lose nobody.
+        """
+        gone = [place.sequence for place in self._line if has_ended(place.sequence)]
+        self.remove(gone)
+        return gone
 
     def drop_all(self) -> list[Sequence]:
-        """Empty the scheduler; returns everything it held."""
-        held = [*self.running, *self.waiting]
-        self.running, self.waiting = [], deque()
+        """Empty the scheduler; returns everybody."""
+        held = [place.sequence for place in self._line]
+        self._line, self._begun = [], {}
         return held
-
-    def _may_share(self, candidate: Sequence) -> bool:
-        return self.batching != "equal-shape" or candidate.grid == self.running[0].grid

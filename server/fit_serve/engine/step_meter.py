@@ -1,11 +1,14 @@
-"""What is counted of every step: speed, for saying when to come back; and the metrics.
+"""What is counted of every step and every decoding: speed, for predictions; and the metrics.
 
-Knows reports and caches' counters; not sequences or queues. Called from the engine's thread.
+Knows reports and caches' counters; not queues. Steps are counted from the engine's thread.
 """
 
 from __future__ import annotations
 
-from fit_serve.engine.runner import Runner, StepReport
+from fit_serve.engine.cost_model import CostModel
+from fit_serve.engine.packer import StepReport
+from fit_serve.engine.runner import Runner
+from fit_serve.engine.sequence import Sequence
 from fit_serve.telemetry import Telemetry
 
 _MEMORY = 0.9  # share of the old speed in the new: the last ten steps or so count
@@ -16,10 +19,11 @@ class StepMeter:
 
     Attributes:
         tokens_per_s: real packed tokens, a moving mean; 0 before the first step.
+        decode_s_per_token: of a finished picture, a moving mean; 0 before the first.
     """
 
     def __init__(self, runner: Runner, telemetry: Telemetry | None) -> None:
-        self.tokens_per_s = 0.0
+        self.tokens_per_s = self.decode_s_per_token = 0.0
         self._runner = runner
         self._telemetry = telemetry
         self._counted = (0, 0, 0, 0)
@@ -36,6 +40,7 @@ class StepMeter:
             report.padded_tokens,
             report.num_sequences,
             report.num_resolutions,
+            report.num_reused,
             seconds,
         )
         rope, modulation = self._runner.rope, self._runner.modulation
@@ -44,3 +49,22 @@ class StepMeter:
         self._counted = now
         self._telemetry.rope_cache(new[0], new[1], rope.num_bytes)
         self._telemetry.modulation_cache(new[2], new[3])
+        if (graphs := self._runner.execution.graphs) is not None:
+            self._telemetry.graphs(graphs.hits, graphs.misses, graphs.larger, graphs.num_bytes)
+
+    def count_decode(self, sequence: Sequence, seconds: float) -> None:
+        """Count a decoding; from any thread, for a lost update does no harm to a mean."""
+        rate = seconds / sequence.num_tokens
+        before = self.decode_s_per_token or rate
+        self.decode_s_per_token = _MEMORY * before + (1 - _MEMORY) * rate
+
+    def decode_seconds(self, sequence: Sequence) -> float:
+        """Predicted seconds of decoding a sequence."""
+        return self.decode_s_per_token * sequence.num_tokens
+
+    def cost_model(self) -> CostModel | None:
+        """A step's cost in proportion to its tokens, as of late; None before the first step."""
+        if not self.tokens_per_s:
+            return None
+        points = tuple((tokens, tokens / self.tokens_per_s) for tokens in (1, 1024))
+        return CostModel(points, reference_length=1024, seconds_per_pair=0.0)

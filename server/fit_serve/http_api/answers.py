@@ -55,6 +55,7 @@ class GenerateAnswer(BaseModel):
     guidance_scale: float
     guidance_interval: tuple[float, float]
     sampler: str
+    quality: str
     images: list[ImageAnswer]
     timings_ms: TimingsAnswer
 
@@ -99,6 +100,7 @@ def json_answer(result: GenerationResult) -> Response:
             "guidance_scale": request.guidance_scale,
             "guidance_interval": request.guidance_interval,
             "sampler": request.sampler,
+            "quality": request.quality,
             "images": [
                 {
                     "b64_json": b64encode(image).decode("ascii"),

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from fit_serve.errors import InvalidRequest
 from fit_serve.http_api.json_body import json_kind
 from fit_serve.limits import ModelLimits, shown_text
+from fit_serve.quality import QUALITIES
 from fit_serve.request import NUM_SEEDS, GenerationRequest
 
 MAX_EXAMPLES = 100
@@ -56,6 +57,20 @@ class GenerateBody(BaseModel):
         Field(description="0 to 2^63 - 1; same request, same image. Absent: drawn, and returned."),
     ] = None
     sampler: Annotated[str | None, Field(description="Update rule of a step.")] = None
+    quality: Annotated[
+        str | None,
+        Field(description="exact, or less work for a picture near to it: balanced, fast."),
+    ] = None
+    priority: Annotated[
+        int | None, Field(description="Lower runs earlier; 0 if absent. Nobody starves.")
+    ] = None
+    deadline_ms: Annotated[
+        float | None,
+        Field(
+            description="Milliseconds from arrival after which the answer is not wanted; refused "
+            "at once if it cannot be kept."
+        ),
+    ] = None
     output_format: Annotated[
         Literal["png", "jpeg", "webp"] | None, Field(description="File format; png if absent.")
     ] = None
@@ -81,6 +96,9 @@ def parse_generate(fields: Mapping[str, object], limits: ModelLimits) -> Generat
         guidance_scale=body.guidance_scale,
         guidance_interval=None if interval is None else (interval[0], interval[1]),
         sampler=body.sampler,
+        quality=body.quality,
+        priority=body.priority,
+        deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1e3,
         output_format=body.output_format,
     )
 
@@ -108,6 +126,13 @@ def generate_schema(limits: ModelLimits) -> dict[str, object]:
         "guidance_interval": {"default": list(defaults.guidance_interval)},
         "seed": {"minimum": 0, "maximum": NUM_SEEDS - 1},
         "sampler": {"enum": [*limits.samplers, None], "default": defaults.sampler},
+        "quality": {"enum": [*QUALITIES, None], "default": defaults.quality},
+        "priority": {
+            "minimum": -limits.max_priority,
+            "maximum": limits.max_priority,
+            "default": 0,
+        },
+        "deadline_ms": {"minimum": 1, "maximum": 1e3 * limits.max_deadline_s},
         "output_format": {"default": "png"},
     }
     for field, more in facts.items():
@@ -131,6 +156,9 @@ _EXPECTED: Mapping[str, str] = MappingProxyType(
         "guidance_interval": "an array of two finite numbers, [low, high]",
         "seed": "an integer",
         "sampler": "a string",
+        "quality": "a string",
+        "priority": "an integer",
+        "deadline_ms": "a finite number",
         "output_format": "one of: png, jpeg, webp",
     }
 )

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from fit_models.bundle import MODEL_INDEX, SamplingDefaults, bundle_folder, load_bundle, save_bundle
+from fit_models.bundle import (
+    MODEL_INDEX,
+    PROFILE,
+    SamplingDefaults,
+    bundle_folder,
+    load_bundle,
+    save_bundle,
+)
+from fit_models.diffusion.step_cache import GENERIC_PROFILE, PredictionProfile
 from fit_models.packing import layout_of_grids
 from support.toy_bundle import CLASS_NAMES, DEFAULTS, make_toy_bundle, make_toy_network
 
@@ -33,6 +41,16 @@ def test_a_bundle_comes_back_as_it_was_saved(folder: Path):
     assert all(torch.equal(state[key], value) for key, value in made.state_dict().items())
     assert not bundle.network.training
     assert not any(parameter.requires_grad for parameter in bundle.network.parameters())
+
+
+def test_how_its_predictions_behave_is_read_if_it_was_measured(folder: Path):
+    assert load_bundle(str(folder)).profile == GENERIC_PROFILE
+    measured = PredictionProfile((0.0, 1.0), (1.0, 2.0), (3.0, 4.0), (0.5, 6.0))
+    (folder / PROFILE).write_text(json.dumps(measured.to_dict()))
+    assert load_bundle(str(folder)).profile == measured
+    edit_json(folder / PROFILE, slope=[1.0])
+    with pytest.raises(ValueError, match="slope has 1 values"):
+        load_bundle(str(folder))
 
 
 def test_a_loaded_bundle_makes_pictures_that_depend_on_the_label(folder: Path):

@@ -77,7 +77,8 @@ def test_every_setting_is_a_flag_of_serve_with_its_default() -> None:
     for name, field in Settings.model_fields.items():
         told = f"{field.description} Default: {field.default}."
         expected = field.description if field.default is None else told
-        assert re.search(rf"{flag_of(name)} \S+ {re.escape(expected or '')}", words), name
+        value = f"/ {flag_of('no_' + name)}" if field.annotation is bool else r"\S+"
+        assert re.search(rf"{flag_of(name)} {value} {re.escape(expected or '')}", words), name
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from fit_serve import errors
-from fit_serve.errors import ERROR_FORMS, ComeBackLater, NotReady, Overloaded, ServeError, form_of
+from fit_serve.errors import (
+    ERROR_FORMS,
+    ComeBackLater,
+    DeadlineInfeasible,
+    NotReady,
+    Overloaded,
+    ServeError,
+    form_of,
+)
 
 
 def descendants(parent: type[ServeError]) -> Iterator[type[ServeError]]:
@@ -19,10 +27,21 @@ RAISED = [error for error in descendants(ServeError) if error is not ComeBackLat
 
 
 @pytest.mark.parametrize("error", RAISED)
-def test_every_error_has_its_own_form_and_its_line_in_the_drawing(error: type[ServeError]) -> None:
-    assert error in ERROR_FORMS
-    assert errors.__doc__ is not None
-    assert f"- {error.__name__} " in errors.__doc__
+def test_every_error_has_a_form_and_its_line_in_the_drawing(error: type[ServeError]) -> None:
+    drawing = errors.__doc__
+    assert drawing is not None
+    if error in ERROR_FORMS:
+        assert f"- {error.__name__} " in drawing
+    else:  # drawn beneath a parent, whose form it has
+        assert f"+ {error.__name__} " in drawing
+        assert any(parent in ERROR_FORMS for parent in error.__mro__[1:])
+
+
+def test_what_would_be_late_is_refused_as_overload_with_a_code_of_its_own() -> None:
+    error = DeadlineInfeasible(deadline_s=1.5, predicted_s=4.25)
+    assert (form_of(error).http_status, error.code) == (429, "deadline_infeasible")
+    assert (error.param, error.predicted_s, error.retry_after_s) == ("deadline_ms", 4.25, 2.75)
+    assert error.message == "deadline_ms 1500 cannot be kept: predicted are 4250 ms"
 
 
 def test_no_two_errors_share_a_status_or_a_type() -> None:

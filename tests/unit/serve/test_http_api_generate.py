@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from fit_serve.errors import NotReady, Overloaded, ServeError
+from fit_serve.errors import DeadlineInfeasible, NotReady, Overloaded, ServeError
 from fit_serve.http_api.answers import wants_json
 from fit_serve.limits import NUM_DRAWN_SEEDS
 from support.fake_engine import LIMITS, FakeEngine, gradient
@@ -110,6 +110,7 @@ def test_json_says_everything_that_made_the_image(client: TestClient) -> None:
         "guidance_scale": 2.5,
         "guidance_interval": [0.1, 0.9],
         "sampler": "euler",
+        "quality": "exact",
     }
 
 
@@ -192,3 +193,37 @@ async def test_a_client_that_leaves_stops_its_sequences_and_no_others() -> None:
         await tasks[1]
     assert kept not in engine.stopped
     assert stayer.sent[0]["status"] == 200
+
+
+def test_quality_priority_and_deadline_reach_the_engine(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    asked = {**ASKED, "quality": "fast", "priority": -2, "deadline_ms": 1500}
+    assert client.post("/generate", json=asked).status_code == 200
+    (sequence,) = engine.submitted
+    assert (sequence.quality, sequence.priority, sequence.deadline_s) == ("fast", -2, 1.5)
+
+
+def test_a_preset_cuts_the_default_guidance_interval_and_no_other(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    own = [0.0, 0.5]
+    for more in ({"quality": "fast"}, {"quality": "fast", "guidance_interval": own}, {}):
+        assert client.post("/generate", json={**ASKED, **more}).status_code == 200
+    cut, said, exact = (sequence.guidance_interval for sequence in engine.submitted)
+    assert exact == LIMITS.defaults.guidance_interval
+    assert cut == (max(0.2, exact[0]), exact[1])
+    assert said == tuple(own)
+
+
+def test_a_deadline_that_cannot_be_kept_is_told_with_the_prediction(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    engine.refusal = DeadlineInfeasible(0.5, 3.25)
+    answer = client.post("/generate", json={**ASKED, "deadline_ms": 500})
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "3"
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("deadline_ms", "deadline_infeasible")
+    assert "deadline_ms 500" in error["message"]
+    assert "3250 ms" in error["message"]

@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from fit_serve.telemetry import FINISHED_REASONS, REJECTED_REASONS, Telemetry
+from fit_serve.telemetry import EVALUATIONS, FINISHED_REASONS, REJECTED_REASONS, Telemetry
 
 NAMES = {
     "fit_num_requests_running",
@@ -20,6 +20,9 @@ NAMES = {
     "fit_packing_efficiency_ratio",
     "fit_distinct_resolutions_per_step",
     "fit_step_time_seconds",
+    "fit_evaluations",
+    "fit_graph_steps",
+    "fit_graph_bytes",
     "fit_rope_cache_hits",
     "fit_rope_cache_misses",
     "fit_rope_cache_bytes",
@@ -56,6 +59,8 @@ def test_every_metric_exists_at_zero_from_the_start(
         assert value(registry, "fit_request_success_total", finished_reason=reason) == 0
     for reason in REJECTED_REASONS:
         assert value(registry, "fit_requests_rejected_total", reason=reason) == 0
+    for how in EVALUATIONS:
+        assert value(registry, "fit_evaluations_total", how=how) == 0
 
 
 def test_two_servers_in_one_process_do_not_mix(telemetry: Telemetry) -> None:
@@ -83,13 +88,15 @@ def test_an_unknown_reason_is_a_bug(telemetry: Telemetry, event: str) -> None:
 
 def test_a_step_records_what_was_packed(registry: CollectorRegistry, telemetry: Telemetry) -> None:
     telemetry.step_finished(
-        real_tokens=96, padded_tokens=128, sequences=3, resolutions=2, seconds=0.5
+        real_tokens=96, padded_tokens=128, sequences=3, resolutions=2, reused=5, seconds=0.5
     )
     assert value(registry, "fit_iteration_tokens_total_sum") == 96
     assert value(registry, "fit_packing_efficiency_ratio_sum") == 0.75
     assert value(registry, "fit_sequences_per_step_sum") == 3
     assert value(registry, "fit_distinct_resolutions_per_step_sum") == 2
     assert value(registry, "fit_step_time_seconds_sum") == 0.5
+    assert value(registry, "fit_evaluations_total", how="computed") == 3
+    assert value(registry, "fit_evaluations_total", how="reused") == 5
 
 
 def test_cache_look_ups_add_up_and_bytes_are_the_last(

@@ -12,14 +12,15 @@ from torch import Tensor
 from fit_models.bundle import Bundle, load_bundle
 from fit_models.config import named_config
 from fit_models.packing import PackedLayout
-from fit_serve.engine.calibration import Calibration, calibrate, device_name, shapes_for
-from fit_serve.engine.cost_model import CostModel
+from fit_serve.engine.calibration import Calibration, calibrate, device_name, fastest, shapes_for
+from fit_serve.engine.cost_model import CostModel, Sample
 from support.fake_runner import FakeClock
 
 CALIBRATION = Calibration(
     cost_model=CostModel(((64, 0.01), (128, 0.01), (256, 0.02)), 64, 1e-9),
     max_num_batched_tokens=128,
     token_buckets=(64, 128),
+    max_graph_tokens=64,
     seconds=2.5,
     measured_at="2026-01-02T03:04:05+00:00",
     model="toy",
@@ -62,6 +63,15 @@ def test_knee_and_pairs_of_a_device_are_found(
         "float32",
         torch.get_num_threads(),
     )
+
+
+def test_graphs_are_meant_for_the_steps_they_make_faster() -> None:
+    eager = [Sample(n, (n,), seconds) for n, seconds in ((64, 0.02), (128, 0.02), (256, 0.03))]
+    graphs = [Sample(n, (n,), seconds) for n, seconds in ((64, 0.01), (128, 0.015), (256, 0.031))]
+    best, max_graph_tokens = fastest([*eager, Sample(256, (128, 128), 0.05)], graphs)
+    assert [sample.seconds for sample in best] == [0.01, 0.015, 0.03, 0.05]
+    assert max_graph_tokens == 128
+    assert fastest(eager, eager)[1] == 0
 
 
 def test_a_limit_leaves_large_steps_out(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:

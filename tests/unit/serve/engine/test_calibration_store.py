@@ -2,7 +2,6 @@
 
 import json
 import logging
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,20 @@ from fit_models.bundle import Bundle
 from fit_serve.engine import calibration_store as store
 from fit_serve.engine.calibration import Calibration
 from fit_serve.engine.cost_model import CostModel
+from support.toy_bundle import make_toy_network
 
 KEY = {"model": "toy", "num_threads": 1}
 CALIBRATION = Calibration(
-    CostModel(((64, 0.01),), 64, 0.0), 64, (), 1.0, "2026-01-02T03:04:05+00:00", "toy", "d", "f", 1
+    cost_model=CostModel(((64, 0.01),), 64, 0.0),
+    max_num_batched_tokens=64,
+    token_buckets=(),
+    max_graph_tokens=0,
+    seconds=1.0,
+    measured_at="2026-01-02T03:04:05+00:00",
+    model="toy",
+    device="d",
+    dtype="f",
+    num_threads=1,
 )
 
 
@@ -131,9 +140,7 @@ def test_a_key_tells_threads_apart_and_is_json(bundle: Bundle) -> None:
 
 
 def test_another_network_under_the_same_name_has_another_key(bundle: Bundle) -> None:
-    shallow = deepcopy(bundle.network)
-    del shallow.blocks[-1]
-    other = replace(bundle, network=shallow)
+    other = replace(bundle, network=make_toy_network(num_classes=9))
     assert store.key_of(other)["fingerprint"] != store.key_of(bundle)["fingerprint"]
 
 

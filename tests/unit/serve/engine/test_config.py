@@ -2,7 +2,7 @@
 
 import pytest
 
-from fit_serve.engine.config import BATCHING, EngineConfig
+from fit_serve.engine.config import BATCHING, CALIBRATION, EXECUTION, EngineConfig
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,7 @@ from fit_serve.engine.config import BATCHING, EngineConfig
         "max_num_batched_tokens",
         "max_num_seqs",
         "max_queued_requests",
+        "max_state_bytes",
         "decode_workers",
         "rope_cache_tokens",
         "modulation_cache_rows",
@@ -40,7 +41,12 @@ def test_buckets_increase(buckets: tuple[int, ...]) -> None:
         EngineConfig(token_buckets=buckets)
 
 
-def test_batching_has_a_name() -> None:
-    assert [EngineConfig(batching=name).batching for name in BATCHING] == list(BATCHING)
-    with pytest.raises(ValueError, match=r"'padded' is unknown; known: packed, serial"):
-        EngineConfig(batching="padded")
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("batching", BATCHING), ("calibration", CALIBRATION), ("execution", EXECUTION)],
+)
+def test_choices_have_names(name: str, known: tuple[str, ...]) -> None:
+    for value in known:
+        assert getattr(EngineConfig(**{name: value}), name) == value  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=f"{name} 'guess' is unknown; known: {known[0]}, "):
+        EngineConfig(**{name: "guess"})  # pyright: ignore[reportArgumentType]

@@ -37,10 +37,17 @@ class FakeAutoencoder:
 
 
 class House:
-    def __init__(self, num_workers: int = 1, on_decoded: Callable[..., None] | None = None) -> None:
+    def __init__(
+        self,
+        num_workers: int = 1,
+        on_decoded: Callable[..., None] | None = None,
+        largest_group: int | None = None,
+    ) -> None:
         self.autoencoder: Any = FakeAutoencoder()
         self.ends: list[tuple[str, numpy.ndarray | Exception]] = []
-        self.decoder = Decoder(self.autoencoder, PATCH, num_workers, on_decoded or self.note)
+        self.decoder = Decoder(
+            self.autoencoder, PATCH, num_workers, on_decoded or self.note, largest_group
+        )
 
     def note(self, sequence: Sequence, outcome: numpy.ndarray | Exception, seconds: float) -> None:
         assert seconds >= 0
@@ -96,6 +103,17 @@ def test_a_group_is_bounded_in_pixels() -> None:
         house.put(str(i), i, (64, 64))
     house.close()
     assert house.autoencoder.batch_sizes == [1, 8, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("largest", "sizes"), [(1, [1] * 6), (2, [1, 2, 2, 1])])
+def test_a_group_is_bounded_in_pictures_if_that_is_asked(largest: int, sizes: list[int]) -> None:
+    """One at a time, a picture's bits tell nothing of others."""
+    house = House(largest_group=largest)
+    house.block()
+    for i in range(5):
+        house.put(str(i), i, (2, 3))
+    assert len(house.close()) == 6
+    assert house.autoencoder.batch_sizes == sizes
 
 
 @pytest.mark.parametrize("bad", [13.0, float("nan"), float("inf")])

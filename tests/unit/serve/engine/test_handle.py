@@ -1,7 +1,6 @@
 """What the handle takes, refuses and answers: at once, or exactly once."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy
 import pytest
@@ -10,10 +9,19 @@ from torch import Tensor
 
 from fit_models.bundle import Bundle
 from fit_serve.engine import EngineConfig, EngineHandle
-from fit_serve.engine.runner import Runner
+from fit_serve.engine.packer import Packer
 from fit_serve.engine.sequence import Sequence
-from fit_serve.errors import Cancelled, EngineFailed, InvalidRequest, NotReady, Overloaded
+from fit_serve.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeadlineInfeasible,
+    EngineFailed,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+)
 from fit_serve.request import Progress, SequenceRequest, SequenceResult
+from support.fake_runner import FakeClock
 from support.sequences import request_of
 from support.toy_engine import PATIENCE_S, end_of, held, running, submit, with_decode
 
@@ -46,6 +54,37 @@ def test_progress_counts_every_evaluation(bundle: Bundle) -> None:
     assert told == [Progress("a", done, 6) for done in range(1, 7)]
 
 
+@pytest.mark.parametrize("rule", ["plan", "change"])
+def test_a_lower_quality_takes_fewer_steps_and_tells_of_all_evaluations(
+    bundle: Bundle, rule: str
+) -> None:
+    told: dict[str, list[int]] = {"exact": [], "balanced": [], "fast": []}
+    pixels = {}
+    with running(bundle, EngineConfig(step_cache_rule=rule)) as handle:
+        for quality, positions in told.items():
+            request = request_of(quality, (3, 3), steps=24, quality=quality)
+            (future,) = handle.submit(
+                [request], lambda p, positions=positions: positions.append(p.evaluations_done)
+            )
+            pixels[quality] = future.result(PATIENCE_S).pixels
+    assert told["exact"] == list(range(1, 25))
+    for positions in told.values():
+        assert positions == sorted(set(positions))
+        assert positions[-1] == 24
+    assert len(told["fast"]) < len(told["balanced"]) < 24
+    assert not numpy.array_equal(pixels["exact"], pixels["fast"])
+
+
+def test_both_loops_make_the_same_picture(bundle: Bundle) -> None:
+    requests = [request_of(str(i), (2, 1 + i), 6, sampler="heun", seed=i) for i in range(4)]
+    pictures = []
+    for overlap in (False, True):
+        with running(bundle, EngineConfig(overlap=overlap, batch_invariant=True)) as handle:
+            futures = handle.submit(requests)
+            pictures.append([future.result(PATIENCE_S).pixels for future in futures])
+    assert all(numpy.array_equal(one, other) for one, other in zip(*pictures, strict=True))
+
+
 def test_an_error_in_on_progress_is_not_the_pictures(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,19 +101,20 @@ def test_an_error_in_on_progress_is_not_the_pictures(
 # --- one that fails fails alone -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 def test_a_latent_that_is_not_finite_fails_alone(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, overlap: bool
 ) -> None:
-    start = Runner._start
+    start = Packer._start
 
-    def poisoned(runner: Runner, sequence: Sequence) -> Any:
-        state = start(runner, sequence)
+    def poisoned(packer: Packer, sequence: Sequence) -> Tensor:
+        noise = start(packer, sequence)
         if sequence.sequence_id == "bad":
-            state.tokens[0, 0] = torch.nan
-        return state
+            noise[0, 0] = torch.nan
+        return noise
 
-    monkeypatch.setattr(Runner, "_start", poisoned)
-    with running(bundle) as handle:
+    monkeypatch.setattr(Packer, "_start", poisoned)
+    with running(bundle, EngineConfig(overlap=overlap)) as handle:
         alone = submit(handle, request_of("good")).result(PATIENCE_S).pixels
         good, bad, _ = handle.submit([request_of("good"), request_of("bad"), request_of("c")])
         among = good.result(PATIENCE_S).pixels
@@ -96,13 +136,14 @@ def test_a_picture_that_cannot_be_decoded_fails_alone(
     assert "cannot be decoded" in caplog.text
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 def test_a_step_that_fails_does_not_stop_the_engine(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, overlap: bool
 ) -> None:
     def fails(*args: object) -> Tensor:
         raise MemoryError
 
-    with running(bundle) as handle:
+    with running(bundle, EngineConfig(overlap=overlap)) as handle:
         with monkeypatch.context() as patch:
             patch.setattr(bundle.network, "denoise", fails)
             assert isinstance(end_of(submit(handle, request_of("a"))), EngineFailed)
@@ -119,6 +160,7 @@ def test_a_step_that_fails_does_not_stop_the_engine(
         (replace(request_of("bad"), height=33), "height is 33; it must be a multiple of 16"),
         (request_of("bad", label=3), r"class is 3; it must be in 0\.\.2"),
         (request_of("bad", label=-1), r"class is -1; it must be in 0\.\.2"),
+        (request_of("bad", quality="best"), "quality 'best' is unknown"),
         (request_of("good"), "ids must be unique"),
     ],
 )
@@ -163,6 +205,50 @@ def test_before_start_and_after_stop_nothing_is_taken(bundle: Bundle) -> None:
     with pytest.raises(NotReady, match="stopped") as refused:
         handle.submit([request_of()])
     assert refused.value.retry_after_s > 0
+
+
+# --- deadlines ----------------------------------------------------------------------------------
+
+
+def test_a_deadline_that_passes_ends_a_sequence(bundle: Bundle) -> None:
+    clock = FakeClock()
+    late = request_of("late", steps=400, deadline_s=1000.0)
+    with running(bundle, clock=clock) as handle:
+        with held(handle, late, request_of("other")) as (of_late, of_other):
+            clock.now_s += 1000.5
+        assert isinstance(end_of(of_late), DeadlineExceeded)
+        assert isinstance(end_of(of_other), SequenceResult)
+        assert handle.state().remaining_tokens == 0
+        assert isinstance(end_of(submit(handle, request_of("late"))), SequenceResult)
+
+
+def test_a_deadline_nobody_could_keep_is_the_requests_fault_and_changes_nothing(
+    bundle: Bundle,
+) -> None:
+    with running(bundle) as handle:
+        with pytest.raises(InvalidRequest, match="cannot be kept even on an idle") as refused:
+            handle.submit([request_of("a", (6, 6), steps=100, deadline_s=1e-9)])
+        assert (refused.value.param, refused.value.code) == ("deadline_ms", "deadline_infeasible")
+        assert handle.state().waiting + handle.state().running == 0
+
+
+def test_a_deadline_that_others_prevent_is_overload(bundle: Bundle) -> None:
+    config = EngineConfig(max_num_seqs=1)
+    with running(bundle, config) as handle, held(handle, request_of("runs", steps=9)) as futures:
+        futures += handle.submit([request_of(str(i), (6, 6), steps=200) for i in range(3)])
+        alone_s = _alone_s(handle, request_of("late"))
+        with pytest.raises(DeadlineInfeasible) as refused:
+            handle.submit([request_of("late", deadline_s=2 * alone_s)])
+        assert refused.value.predicted_s > 2 * alone_s
+        handle.cancel(["0", "1", "2"])
+
+
+def _alone_s(handle: EngineHandle, request: SequenceRequest) -> float:
+    """As the handle predicts it now; the loop stands still meanwhile."""
+    sequence = handle._plan(request)
+    handle._admission.prepare([sequence], 0.0)
+    assert sequence.alone_s > 0
+    return sequence.alone_s
 
 
 # --- cancel -------------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ silent_death = pytest.mark.filterwarnings(
 )
 
 
-def test_drain_lets_everything_end_and_takes_nothing_more(bundle: Bundle) -> None:
-    with running(bundle, EngineConfig(max_num_seqs=2)) as handle:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_drain_lets_everything_end_and_takes_nothing_more(bundle: Bundle, overlap: bool) -> None:
+    with running(bundle, EngineConfig(max_num_seqs=2, overlap=overlap)) as handle:
         futures = handle.submit([request_of(str(i), (2, 1 + i)) for i in range(6)])
         handle.drain(PATIENCE_S)
         assert all(isinstance(future.result(0), SequenceResult) for future in futures)
@@ -77,14 +78,15 @@ def test_stopping_does_not_wait_for_a_stuck_step(bundle: Bundle) -> None:
 
 
 @silent_death
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("death", [AssertionError, SystemExit])
 def test_the_death_of_the_loop_leaves_nobody_waiting(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, death: type[BaseException]
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, death: type[BaseException], overlap: bool
 ) -> None:
     def dies(*args: object) -> None:
         raise death
 
-    with running(bundle, EngineConfig(max_num_seqs=1)) as handle:
+    with running(bundle, EngineConfig(max_num_seqs=1, overlap=overlap)) as handle:
         with held(handle, request_of("runs")) as (runs,):
             waits = submit(handle, request_of("waits"))
             monkeypatch.setattr(handle._engine.scheduler, "schedule", dies)
@@ -120,16 +122,19 @@ def test_the_death_of_a_decoder_is_seen_and_nobody_waits_for_ever(bundle: Bundle
         assert isinstance(end_of(future), EngineFailed)
 
 
-def test_a_start_that_fails_says_so_and_leaves_no_thread(bundle: Bundle) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_start_that_fails_says_so_and_leaves_no_thread(bundle: Bundle, overlap: bool) -> None:
     def unlucky(latents: Tensor) -> None:
         raise RuntimeError("cannot be decoded")
 
-    handle = EngineHandle(with_decode(bundle, unlucky))
+    handle = EngineHandle(with_decode(bundle, unlucky), EngineConfig(overlap=overlap))
     with pytest.raises(EngineFailed, match="decoding failed"):
         handle.start()
     assert not handle.ready()
     with pytest.raises(NotReady):
         handle.submit([request_of()])
+    for thread in threads_of("engine-steps"):  # ends by itself, once it has nothing to do
+        thread.join(PATIENCE_S)
     assert threads_of("engine") + threads_of("decoder") == []
 
 
@@ -153,8 +158,11 @@ def test_it_is_not_ready_before_its_first_picture(bundle: Bundle) -> None:
     handle.stop()
 
 
-def test_submitting_while_it_stops_never_leaves_a_future_behind(bundle: Bundle) -> None:
-    with running(bundle, EngineConfig(max_num_seqs=4)) as handle:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_submitting_while_it_stops_never_leaves_a_future_behind(
+    bundle: Bundle, overlap: bool
+) -> None:
+    with running(bundle, EngineConfig(max_num_seqs=4, overlap=overlap)) as handle:
         futures: list[Future[SequenceResult]] = []
         refused = threading.Event()
 

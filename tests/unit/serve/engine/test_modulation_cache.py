@@ -68,6 +68,29 @@ def test_a_key_is_computed_once_while_there_is_room(asked: list[list[Key]]) -> N
     assert cache.misses == len({key for step in asked for key in step})
 
 
+@settings(max_examples=30, deadline=None)
+@given(steps, st.integers(1, 12))
+def test_one_by_one_no_row_is_computed_beside_another(
+    asked: list[list[Key]], num_rows: int
+) -> None:
+    """So that its bits tell nothing of others."""
+    sizes: list[int] = []
+
+    class Watched(StackedFake):
+        def rows_one_by_one(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+            sizes.extend([1] * len(timestep_R))
+            return super().rows(timestep_R, label_R)
+
+        def rows(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+            raise AssertionError("rows computed side by side")
+
+    stacked: Any = Watched()
+    cache = ModulationCache(stacked, num_rows, CPU, torch.float32, one_by_one=True)
+    for step in asked:
+        assert torch.equal(cache.rows(step), expected(step))
+    assert sizes == [1] * cache.misses
+
+
 def test_the_longest_unused_row_goes_first() -> None:
     cache = cache_of(2)
     a, b, c = (0.0, 1), (0.25, 1), (0.5, 1)

@@ -1,7 +1,5 @@
 """The runner's pictures are the same when graphs stand in the place of its network."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +10,6 @@ from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.graph_shape import graph_shapes
 from fit_serve.engine.graphed_network import GraphedNetwork
 from fit_serve.engine.runner import Runner
-from fit_serve.request import SequenceRequest
 from support.recorded_graphs import RecordingCapturer, device_lengths_attention
 from support.sequences import planned, request_of
 
@@ -25,33 +22,33 @@ REQUESTS = [
 ]
 
 
-def latents(runner: Runner, requests: list[SequenceRequest]) -> list[Tensor]:
+def latents(runner: Runner) -> list[Tensor]:
     """All of them at once, each until its end: membership and branches change on the way."""
-    running = {request.sequence_id: planned(request) for request in requests}
-    done: dict[str, Tensor] = {}
+    running = [planned(request) for request in REQUESTS]
+    everybody, done = list(running), {}
     while running:
-        runner.run(list(running.values()))
-        for name, sequence in list(running.items()):
-            sequence.position += 1
-            if sequence.is_finished:
-                done[name] = runner.take(running.pop(name))
-    return [done[request.sequence_id] for request in requests]
+        result = runner.execute(runner.prepare(running))
+        for sequence in running:
+            sequence.advance(sequence.next_turn())
+        done |= result.finished
+        running = [sequence for sequence in running if not sequence.is_finished]
+    return [done[sequence] for sequence in everybody]
 
 
 def test_graphs_in_the_place_of_the_network_make_the_same_latents(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     config = EngineConfig(token_buckets=BUCKETS)
     with device_lengths_attention(monkeypatch):
-        wanted = latents(Runner(bundle, config), REQUESTS)
-        runner: Any = Runner(bundle, config)
+        wanted = latents(Runner(bundle, config))
+        runner = Runner(bundle, config)
         stacked = StackedModulation(bundle.network)
         graphs = GraphedNetwork(bundle.network, stacked, BUCKETS[-1], RecordingCapturer)
         graphs.capture(
             graph_shapes(BUCKETS, max_sequences=9, shortest=4), runner.rope.cos, runner.rope.sin
         )
-        runner.network = graphs
-        found = latents(runner, REQUESTS)
+        runner.execution.graphs = graphs
+        found = latents(runner)
     for ours, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, want, atol=1e-5, rtol=0.0)
     assert graphs.hits > 3

@@ -1,0 +1,93 @@
+"""`fit-serve bench ladder`: every policy on the same requests, in one run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy
+
+    from fit_serve.bench.ladder import FeatureDistance
+
+
+def ladder(
+    model: Annotated[
+        str, typer.Option(help="Folder of a bundle, embedded, or random:FiTv2-B/2.")
+    ] = "embedded",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    traffic: Annotated[str, typer.Option(help="c-fit-small or c-fit.")] = "c-fit-small",
+    policies: Annotated[
+        str | None, typer.Option(help="Rungs, separated by commas; all if left out.")
+    ] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="Requests of every run.")] = 40,
+    load: Annotated[
+        float, typer.Option(min=0.01, help="Arrivals, as a share of the capacity of packed.")
+    ] = 0.8,
+    slo_scale: Annotated[
+        float, typer.Option(min=1.0, help="In time is this many times the latency alone.")
+    ] = 3.0,
+    guidance_scale: Annotated[float | None, typer.Option(help="The model's if left out.")] = None,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="Torch threads.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 64,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one step; the engine chooses if left out.")
+    ] = None,
+    feature_network: Annotated[
+        Path | None, typer.Option(help="Weights of a network that measures distances too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of requests and arrivals.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the JSON line here.")
+    ] = None,
+) -> None:
+    """Compare the engine with what other servers do, and with less work for nearly the picture."""
+    from rich.console import Console
+
+    from fit_serve.bench.command import facts_of, open_bundle
+    from fit_serve.bench.ladder import RUNGS, LadderConfig, run_ladder
+    from fit_serve.bench.ladder_report import ladder_json, ladder_table
+
+    named = [rung.policy for rung in RUNGS] if policies is None else policies.split(",")
+    config = LadderConfig(
+        traffic=traffic,
+        num_requests=num_requests,
+        load=load,
+        slo_scale=slo_scale,
+        guidance_scale=guidance_scale,
+        num_threads=num_threads,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        policies=tuple(name.strip() for name in named),
+        seed=seed,
+    )
+    measure = None if feature_network is None else feature_distance(feature_network)
+    bundle = open_bundle(model, device, dtype)
+    rows, rate = run_ladder(bundle, config, lambda doing: typer.echo(doing, err=True), measure)
+    facts = facts_of(bundle, traffic, seed)
+    settings = {"load": load, "slo_scale": slo_scale, "offered_rate": rate}
+    line = ladder_json(rows, {**facts, **settings, "num_requests": num_requests})
+    if json_file is not None:
+        json_file.write_text(line + "\n", encoding="utf-8")
+    Console(width=140).print(ladder_table(rows))
+    typer.echo(line)
+
+
+def feature_distance(weights: Path) -> "FeatureDistance":
+    """Mean distance between the features of pictures and of others, in their own unit."""
+    import torch
+
+    from fit_training.feature_network import load_feature_network
+    from fit_training.measures import extract_features
+
+    network = load_feature_network(weights)
+
+    def features(pictures: "list[numpy.ndarray]") -> torch.Tensor:
+        images = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in pictures]
+        return extract_features(network, images)
+
+    def distance(pictures: "list[numpy.ndarray]", others: "list[numpy.ndarray]") -> float:
+        return float((features(pictures) - features(others)).norm(dim=1).mean())
+
+    return distance
