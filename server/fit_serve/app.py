@@ -18,7 +18,7 @@ from fit_kernels import use_attention, use_backend
 from fit_kernels.attention import chosen_attention
 from fit_models.bundle import Bundle, load_bundle
 from fit_models.diffusion.sampler import SAMPLERS
-from fit_models.host_memory import keep_freed_memory
+from fit_models.host_memory import bound_product_caches, keep_freed_memory
 from fit_models.int8 import quantize_int8
 from fit_serve.engine import EngineConfig, EngineHandle
 from fit_serve.limits import Defaults, ModelLimits
@@ -61,6 +61,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = _log.info) -> Asse
     Raises `ValueError` or `OSError` if the bundle cannot be loaded, or kernels asked for by name
     cannot run.
     """
+    bound_product_caches()
     keep_freed_memory()
     say(f"loading {settings.model}")
     bundle = load_bundle(settings.model, settings.device, settings.dtype)

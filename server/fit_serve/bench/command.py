@@ -15,7 +15,7 @@ import torch
 
 from fit_kernels import use_backend
 from fit_models.bundle import Bundle, load_bundle
-from fit_models.host_memory import keep_freed_memory
+from fit_models.host_memory import bound_product_caches, keep_freed_memory
 from fit_models.random_bundle import is_random, random_bundle
 from fit_serve.bench.load import run_open_loop
 from fit_serve.bench.report import Row, as_json, summarise
@@ -90,6 +90,7 @@ def open_bundle(model: str, device: str, dtype: str) -> Bundle:
     Raises:
         ValueError: there is none.
     """
+    bound_product_caches()
     keep_freed_memory()
     load = random_bundle if is_random(model) else load_bundle
     bundle = load(model, device, dtype)
