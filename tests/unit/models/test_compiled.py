@@ -1,7 +1,6 @@
 """Compiled blocks give what the blocks give, and one compilation serves every mix of sizes."""
 
 from collections.abc import Iterator
-from copy import deepcopy
 
 import pytest
 import torch
@@ -79,8 +78,7 @@ def test_released_blocks_are_as_before():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_the_embedded_model_compiled_agrees_with_itself(dtype: str, error: float):
-    network = load_bundle("embedded", "cpu", dtype).network
-    compiled = deepcopy(network)
+    network, compiled = (load_bundle("embedded", "cpu", dtype).network for _ in range(2))
     compile_blocks(compiled)
     mixes: tuple[Grids, ...] = ([(10, 10)] * 2, [(10, 10)] * 4 + [(8, 12)] * 4, [(16, 16), (9, 7)])
     first = 0
