@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fit_serve.app import assemble
 from fit_serve.settings import load_settings
-from fit_training.contact_sheet import captioned_strip
+from fit_training.evaluation.contact_sheet import captioned_strip
 
 FILE = Path(__file__).parent / "aspects.png"
 # One seed for all, and not chosen: it is that of the README's first example.

@@ -1,4 +1,4 @@
-"""Small archives of invented photographs, in the layout `fit_training.photographs` reads."""
+"""Small archives of invented photographs, as `fit_training.preparation.photographs` reads them."""
 
 import csv
 import io

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fit_training.latent_shards import LatentFolder, LatentImage, shard_name
+from fit_training.preparation.latent_shards import LatentFolder, LatentImage, shard_name
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog")
 FEATURE_CHANNELS = 6

@@ -1,7 +1,7 @@
 """`fit-serve evaluate`: make pictures of every class through the engine, and measure them.
 
 Knows options and where the report goes; pictures are the business of `cli.pictures`, figures that
-of `fit_training.evaluate`.
+of `fit_training.evaluation.evaluate`.
 """
 
 import json
@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     import numpy
 
-    from fit_training.evaluate import QualityReport
+    from fit_training.evaluation.evaluate import QualityReport
     from fit_training.feature_network import FeatureNetwork
 
 SHEET_COLUMNS = 8
@@ -53,8 +53,8 @@ def evaluate(
     from fit_serve.app import assemble
     from fit_serve.cli.pictures import make_pictures, requests_of, sizes_like_photographs
     from fit_serve.settings import load_settings
+    from fit_training.evaluation.photograph_features import photograph_shapes
     from fit_training.feature_network import load_feature_network
-    from fit_training.photograph_features import photograph_shapes
 
     network = load_feature_network(feature_network)
     flags = {"model": model, "device": device, "dtype": dtype, "calibration": "stored"}
@@ -104,9 +104,9 @@ def measured(
     import torch
 
     from fit_serve.cli.progress import progress_bar
-    from fit_training.evaluate import LabelledFeatures, measure_quality
-    from fit_training.measures import extract_features
-    from fit_training.photograph_features import photograph_features
+    from fit_training.evaluation.evaluate import LabelledFeatures, measure_quality
+    from fit_training.evaluation.measures import extract_features
+    from fit_training.evaluation.photograph_features import photograph_features
 
     sets = []
     for name, archive in zip(("training", "validation"), archives, strict=True):
@@ -125,7 +125,7 @@ def write_contact_sheet(
     class_names: Sequence[str],
 ) -> None:
     """Write the first pictures of every class, one class a row."""
-    from fit_training.contact_sheet import SheetRow, contact_sheet
+    from fit_training.evaluation.contact_sheet import SheetRow, contact_sheet
 
     rows = []
     for label, name in enumerate(class_names):

@@ -78,8 +78,8 @@ def feature_distance(weights: Path) -> "FeatureDistance":
     """Mean distance between the features of pictures and of others, in their own unit."""
     import torch
 
+    from fit_training.evaluation.measures import extract_features
     from fit_training.feature_network import load_feature_network
-    from fit_training.measures import extract_features
 
     network = load_feature_network(weights)
 

@@ -33,8 +33,8 @@ def prepare(
 ) -> None:
     """Turn photographs into latents, once, before training; goes on where it was stopped."""
     from fit_serve.cli.progress import progress_bar
-    from fit_training.image_variants import VariantConfig
-    from fit_training.prepare import PrepareConfig, prepare_latents
+    from fit_training.preparation.image_variants import VariantConfig
+    from fit_training.preparation.prepare import PrepareConfig, prepare_latents
 
     config = PrepareConfig(
         photographs=source,

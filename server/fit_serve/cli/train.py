@@ -15,10 +15,10 @@ def train(
 ) -> None:
     """Train a network on what `prepare` wrote; goes on where a stopped run was."""
     from fit_serve.cli.progress import progress_bar
-    from fit_training.config import load_train_config
+    from fit_training.loop.config import load_train_config
 
     run = load_train_config(config, overrides or [])
-    from fit_training.trainer import train as run_training
+    from fit_training.loop.trainer import train as run_training
 
     typer.echo(f"training {run.model} for {run.num_steps} steps on {run.data}")
     with progress_bar("training", "steps") as advance:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fit_training.autoencoder_distillation import DistillationProgress
+    from fit_training.autoencoder.distillation import DistillationProgress
 
 
 def train_autoencoder(
@@ -19,8 +19,8 @@ def train_autoencoder(
 ) -> None:
     """Train a small autoencoder on a teacher's latents; goes on where a stopped run was."""
     from fit_serve.cli.progress import progress_bar
-    from fit_training.autoencoder_distillation import DistillationConfig, distill_autoencoder
-    from fit_training.image_pairs import PairConfig, write_image_pairs
+    from fit_training.autoencoder.distillation import DistillationConfig, distill_autoencoder
+    from fit_training.autoencoder.image_pairs import PairConfig, write_image_pairs
 
     pairs = PairConfig(archive=source, teacher=teacher, folder=destination / "pairs", seed=seed)
     run = DistillationConfig(

@@ -19,7 +19,7 @@ CLASSES = ("Airplane", "sunflower", "car_side", "sea_horse", "crane, bird", "cra
 @pytest.fixture
 def handles(monkeypatch: pytest.MonkeyPatch) -> list[FakeHandle]:
     """An engine of gradients; and no Frechet distance, which takes seconds in 1280 dimensions."""
-    monkeypatch.setattr("fit_training.evaluate.frechet_distance", lambda *_: 1.5)
+    monkeypatch.setattr("fit_training.evaluation.evaluate.frechet_distance", lambda *_: 1.5)
     made: list[FakeHandle] = []
 
     def build(bundle: object, config: object, telemetry: object) -> FakeHandle:

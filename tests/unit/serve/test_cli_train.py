@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fit_serve.cli.command import app
-from fit_training import trainer
-from fit_training.config import TrainConfig
+from fit_training.loop import trainer
+from fit_training.loop.config import TrainConfig
 
 Report = Callable[[dict[str, Any]], None]
 

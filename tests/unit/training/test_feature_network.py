@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from fit_training.evaluation.measures import extract_features
 from fit_training.feature_network import (
     STAGES,
     FeatureNetwork,
@@ -14,8 +15,7 @@ from fit_training.feature_network import (
     load_feature_network,
     network_input,
 )
-from fit_training.measures import extract_features
-from fit_training.photographs import PhotographArchive
+from fit_training.preparation.photographs import PhotographArchive
 from support.feature_weights import invented_weights, write_feature_weights
 from support.shared_data import shared_data
 

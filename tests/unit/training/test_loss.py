@@ -8,9 +8,9 @@ import torch
 
 from fit_models.diffusion.loss import logit_normal_sigma
 from fit_models.packing import layout_of_grids
-from fit_training.config import TrainConfig
-from fit_training.data import LatentBatch
-from fit_training.trainer import StepLosses, Trainer
+from fit_training.loop.config import TrainConfig
+from fit_training.loop.data import LatentBatch
+from fit_training.loop.trainer import StepLosses, Trainer
 from support.toy_bundle import make_toy_network
 from support.toy_latents import CLASS_NAMES, write_toy_latents
 

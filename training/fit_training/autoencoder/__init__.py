@@ -1,0 +1,1 @@
+"""A small autoencoder of our own, taught by a large one."""

@@ -1,0 +1,107 @@
+"""Features of the photographs of a model's classes, computed once and kept.
+
+Knows archives, the feature network and a cache folder. Knows nothing of models or measures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from fit_training.evaluation.evaluate import LabelledFeatures
+from fit_training.evaluation.measures import extract_features
+from fit_training.feature_network import FeatureNetwork
+from fit_training.preparation.photographs import PhotographArchive
+
+OnProgress = Callable[[int, int], None]
+_BATCH = 32
+
+
+def archive_classes(archive: Path, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Give the archive's own names of a model's classes; case, spaces and underscores may differ.
+
+    Raises:
+        ValueError: the archive is unreadable or lacks a class.
+    """
+    with PhotographArchive(archive) as photographs:
+        own = {_comparable(name): name for name in photographs.class_names}
+    if missing := [name for name in class_names if _comparable(name) not in own]:
+        raise ValueError(f"photographs: {archive} has no photo of {missing}")
+    return tuple(own[_comparable(name)] for name in class_names)
+
+
+def photograph_shapes(archive: Path, class_names: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """(height, width) in pixels of every photo, class by class."""
+    shapes: list[list[tuple[int, int]]] = [[] for _ in class_names]
+    with PhotographArchive(archive, archive_classes(archive, class_names)) as photographs:
+        for photograph in photographs.photographs:
+            shapes[photograph.label].append((photograph.height, photograph.width))
+    return shapes
+
+
+def photograph_features(
+    archive: Path,
+    class_names: Sequence[str],
+    network: FeatureNetwork,
+    cache: Path | None,
+    on_progress: OnProgress,
+) -> LabelledFeatures:
+    """Features of all photos of the classes, labelled by position in `class_names`.
+
+    Args:
+        archive: zip that `fit_training.preparation.photographs` reads.
+        class_names: of the model; see `archive_classes`.
+        network: its weights decide the features.
+        cache: folder where the features are kept under a digest of archive, classes and weights;
+            None keeps nothing.
+        on_progress: called with photos done, and of all.
+
+    Raises:
+        ValueError: as `archive_classes`.
+    """
+    names = archive_classes(archive, class_names)
+    kept = None if cache is None else cache / f"features-{_digest(archive, names, network)}"
+    if kept is not None and (path := kept.with_suffix(".safetensors")).is_file():
+        tensors = load_file(path)
+        on_progress(len(tensors["labels"]), len(tensors["labels"]))
+        return LabelledFeatures(tensors["features"], tensors["labels"])
+    features, labels = [], []
+    with PhotographArchive(archive, names) as photographs:
+        chosen = photographs.photographs
+        for start in range(0, len(chosen), _BATCH):
+            group = chosen[start : start + _BATCH]
+            images = [
+                torch.from_numpy(np.array(photographs.open(photograph))).permute(2, 0, 1)
+                for photograph in group
+            ]
+            features.append(extract_features(network, images))
+            labels += [photograph.label for photograph in group]
+            on_progress(len(labels), len(chosen))
+    result = LabelledFeatures(torch.cat(features), torch.tensor(labels))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"features": result.features, "labels": result.labels}
+        save_file(tensors, kept.with_suffix(".safetensors"))
+    return result
+
+
+def _digest(archive: Path, names: Sequence[str], network: FeatureNetwork) -> str:
+    """Sixteen hex digits that change with the photos, the classes or the network's weights."""
+    digest = hashlib.sha256()
+    with archive.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    digest.update("\n".join(names).encode())
+    for weight in network.state_dict().values():
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _comparable(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()

@@ -1,0 +1,132 @@
+"""Prepared latents in memory, and the packed batches of an epoch.
+
+Knows the folder of `fit_training.preparation.prepare`; not networks or losses. Every batch is a
+function of (seed, epoch, position), so a resumed run sees what an unbroken one would have seen.
+
+Dimension key: T packed tokens, S sequences, K token channels, A channels of alignment features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fit_training.preparation.latent_shards import read_index, read_shard
+
+# Images of equal token count that stay together in a batch, so that attention runs them at once.
+_CHUNK_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Images end to end: tokens [T, K], features [T, A], labels [S] and grids (rows, columns)."""
+
+    tokens: Tensor
+    features: Tensor
+    labels: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+
+class LatentDataset:
+    """All shards of a folder, normalised to unit variance.
+
+    Attributes:
+        class_names: in label order.
+        latent_shift: subtracted from latents.
+        latent_scale: then multiplied in; both go into the served autoencoder's config.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str] = ()) -> None:
+        index = read_index(folder)
+        shards = [read_shard(folder, row, verify=True) for row in index["shards"]]
+        if not shards:
+            raise ValueError(f"data: {folder} has no finished shard")
+        prepared = [row["text"] for row in index["classes"]]
+        if unknown := sorted(set(classes) - set(prepared)):
+            raise ValueError(f"classes {unknown} are not in {folder}; it has {prepared}")
+        self.class_names = tuple(classes or prepared)
+        mean = torch.tensor(index["latent_mean"], dtype=torch.float64)
+        spread = torch.tensor(index["latent_std"], dtype=torch.float64)
+        self.latent_shift = float(mean.mean())
+        self.latent_scale = float(
+            1.0 / (spread.square() + (mean - mean.mean()).square()).mean().sqrt()
+        )
+        self._tokens = torch.cat([s["tokens"] for s in shards])
+        self._features = torch.cat([s["features"] for s in shards])
+        self.grids = torch.cat([s["grid"] for s in shards]).long().numpy()
+        new_label = np.array(
+            [self.class_names.index(n) if n in self.class_names else -1 for n in prepared]
+        )
+        self.labels = new_label[torch.cat([s["label"] for s in shards]).long().numpy()]
+        self._images = np.flatnonzero(self.labels >= 0)
+        self.lengths = self.grids.prod(axis=1)
+        self._starts = np.concatenate(([0], np.cumsum(self.lengths)))
+
+    def use_normalisation_of(self, other: LatentDataset) -> None:
+        """Take shift and scale from the training set: a model has one latent space."""
+        self.latent_shift, self.latent_scale = other.latent_shift, other.latent_scale
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, images: np.ndarray) -> LatentBatch:
+        """Pack the given images in the given order."""
+        starts = self._starts.tolist()
+        rows = torch.from_numpy(
+            np.concatenate([np.arange(starts[i], starts[i + 1]) for i in images.tolist()])
+        )
+        return LatentBatch(
+            tokens=(self._tokens[rows].float() - self.latent_shift) * self.latent_scale,
+            features=self._features[rows].float(),
+            labels=torch.from_numpy(self.labels[images]),
+            grids=tuple((int(h), int(w)) for h, w in self.grids[images]),
+        )
+
+    def epoch(
+        self, tokens_per_batch: int, class_balance: float, seed: int, epoch: int
+    ) -> list[np.ndarray]:
+        """The batches of one epoch, as image indices.
+
+        Draws per class go with its size ** class_balance and add up to the size of the set (each
+        class rounded at random); within a class every image comes equally often, give or take one.
+        """
+        generator = np.random.default_rng((seed, epoch))
+        drawn = generator.permutation(self._balanced_draws(class_balance, generator))
+        chunks = self._equal_length_chunks(drawn, tokens_per_batch)
+        batches: list[list[np.ndarray]] = [[]]
+        tokens = 0
+        for position in generator.permutation(len(chunks)):
+            chunk = chunks[position]
+            size = int(self.lengths[chunk].sum())
+            if batches[-1] and tokens + size > tokens_per_batch:
+                batches.append([])
+                tokens = 0
+            batches[-1].append(chunk)
+            tokens += size
+        return [np.concatenate(batch) for batch in batches]
+
+    def _balanced_draws(self, class_balance: float, generator: np.random.Generator) -> np.ndarray:
+        members = [np.flatnonzero(self.labels == c) for c in range(len(self.class_names))]
+        weights = np.array([len(m) ** class_balance if len(m) else 0.0 for m in members])
+        shares = weights / weights.sum() * len(self)
+        draws = []
+        for member, share in zip(members, shares, strict=True):
+            count = int(share + generator.random())
+            whole, rest = divmod(count, max(len(member), 1))
+            draws.append(np.tile(member, whole))
+            draws.append(generator.permutation(member)[:rest])
+        return np.concatenate(draws)
+
+    def _equal_length_chunks(self, images: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
+        chunks = []
+        lengths = self.lengths[images]
+        for length in np.unique(lengths):
+            same = images[lengths == length]
+            size = max(1, min(_CHUNK_IMAGES, tokens_per_batch // int(length)))
+            chunks += [same[i : i + size] for i in range(0, len(same), size)]
+        return chunks

@@ -1,0 +1,1 @@
+"""Photographs become packed latents, once, before training."""
