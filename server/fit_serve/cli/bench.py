@@ -1,10 +1,10 @@
 """`fit-serve bench`: how fast, on this machine."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fit_serve.cli import bench_options as options
 from fit_serve.cli.ladder import ladder
 
 app = typer.Typer(help="How fast, on this machine.", invoke_without_command=True)
@@ -14,36 +14,30 @@ app.command()(ladder)
 @app.callback()
 def bench(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Option(help="Folder of a bundle, embedded, or random:FiTv2-B/2.")
-    ] = "embedded",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    traffic: Annotated[str, typer.Option(help="c-fit-small or c-fit.")] = "c-fit-small",
+    model: options.Model = "embedded",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    traffic: options.Traffic = "c-fit-small",
     policies: Annotated[
         str, typer.Option(help="Names of batchings, separated by commas.")
     ] = "serial,equal-shape-step,packed",
-    num_requests: Annotated[int, typer.Option(min=1, help="Requests of every run.")] = 60,
+    num_requests: options.NumRequests = 60,
     load: Annotated[
         float, typer.Option(min=0.0, help="Share of the serial capacity offered; 0 leaves it out.")
     ] = 0.8,
     speedup: Annotated[
         float, typer.Option(min=0.0, help="How much more the other policies get as well.")
     ] = 1.5,
-    guidance_scale: Annotated[float | None, typer.Option(help="The model's if left out.")] = None,
+    guidance_scale: options.GuidanceScale = None,
     url: Annotated[str | None, typer.Option(help="Measure a running server instead.")] = None,
     rate: Annotated[
         float | None, typer.Option(help="Requests a second for --url; all at once if left out.")
     ] = None,
-    num_threads: Annotated[int | None, typer.Option(min=1, help="Torch threads.")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 64,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one step; the engine chooses if left out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of requests and arrivals.")] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the JSON line here.")
-    ] = None,
+    num_threads: options.NumThreads = None,
+    max_num_seqs: options.MaxNumSeqs = 64,
+    max_num_batched_tokens: options.MaxNumBatchedTokens = None,
+    seed: options.Seed = 0,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Measure requests a second, latency and packing, on traffic of mixed sizes.
 

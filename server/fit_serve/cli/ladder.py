@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fit_serve.cli import bench_options as options
+
 if TYPE_CHECKING:
     import numpy
 
@@ -12,35 +14,29 @@ if TYPE_CHECKING:
 
 
 def ladder(
-    model: Annotated[
-        str, typer.Option(help="Folder of a bundle, embedded, or random:FiTv2-B/2.")
-    ] = "embedded",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    traffic: Annotated[str, typer.Option(help="c-fit-small or c-fit.")] = "c-fit-small",
+    model: options.Model = "embedded",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    traffic: options.Traffic = "c-fit-small",
     policies: Annotated[
         str | None, typer.Option(help="Rungs, separated by commas; all if left out.")
     ] = None,
-    num_requests: Annotated[int, typer.Option(min=1, help="Requests of every run.")] = 40,
+    num_requests: options.NumRequests = 40,
     load: Annotated[
         float, typer.Option(min=0.01, help="Arrivals, as a share of the capacity of packed.")
     ] = 0.8,
     slo_scale: Annotated[
         float, typer.Option(min=1.0, help="In time is this many times the latency alone.")
     ] = 3.0,
-    guidance_scale: Annotated[float | None, typer.Option(help="The model's if left out.")] = None,
-    num_threads: Annotated[int | None, typer.Option(min=1, help="Torch threads.")] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 64,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one step; the engine chooses if left out.")
-    ] = None,
+    guidance_scale: options.GuidanceScale = None,
+    num_threads: options.NumThreads = None,
+    max_num_seqs: options.MaxNumSeqs = 64,
+    max_num_batched_tokens: options.MaxNumBatchedTokens = None,
     feature_network: Annotated[
         Path | None, typer.Option(help="Weights of a network that measures distances too.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of requests and arrivals.")] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the JSON line here.")
-    ] = None,
+    seed: options.Seed = 0,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Compare the engine with what other servers do, and with less work for nearly the picture."""
     from rich.console import Console

@@ -1,6 +1,5 @@
 """What was measured can be drawn: the committed ladder, and rows of a small simulation."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -9,18 +8,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from support.benchmark_modules import load_benchmark
 from support.repository import ROOT
 
 
 @pytest.fixture(scope="module")
 def plots() -> ModuleType:
-    path = ROOT / "benchmarks" / "plot_results.py"
-    spec = importlib.util.spec_from_file_location("plot_results", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("plot_results")
 
 
 def test_a_ladder_is_drawn(plots: ModuleType, tmp_path: Path) -> None:

@@ -1,24 +1,15 @@
 """The simulation loses nobody, and its policies differ as they must."""
 
-import importlib.util
-import sys
 from types import ModuleType
 
 import pytest
 
-from support.repository import ROOT
+from support.benchmark_modules import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    path = ROOT / "benchmarks" / "simulate_scheduler.py"
-    spec = importlib.util.spec_from_file_location("simulate_scheduler", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("simulate_scheduler")
 
 
 def test_everybody_is_done_refused_or_late(simulation: ModuleType) -> None:
