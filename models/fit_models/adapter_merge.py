@@ -84,7 +84,7 @@ def _changed_layers(network: FiTv2, adapter: Adapter) -> list[tuple[str, nn.Line
         for target in adapter.config.targets:
             name = f"blocks.{block}.{target}"
             linear = network.get_submodule(name)
-            assert isinstance(linear, nn.Linear), (name, linear)
+            assert type(linear) is nn.Linear, f"{name} is adapted or laid out for serving"
             layers.append((name, linear))
     return layers
 

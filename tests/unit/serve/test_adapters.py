@@ -43,6 +43,7 @@ def test_the_engine_makes_pictures_of_old_and_new_classes(folder: Path) -> None:
 
 def test_limits_and_calibrations_tell_of_the_adapter(folder: Path) -> None:
     flags = {"model": str(folder / "toy"), "device": "cpu", "dtype": "float32"}
+    flags["calibration"] = "off"
     plain, adapted = (
         assemble(load_settings({**flags, "adapters": adapters}))
         for adapters in ([], [str(folder / "zoo")])
