@@ -23,13 +23,17 @@ from fit_models.diffusion.prediction import timestep_of_sigma
 from fit_models.diffusion.schedule import flow_sigmas
 
 Field = Callable[[Tensor, Tensor], Tensor]
-"""Velocity (data - noise) [T, K] of tokens [T, K] at noise levels [S], guidance included."""
+"""Velocity (data - noise) [T, K] of tokens [T, K] at noise levels [S], guidance included.
+
+Noise levels are on the host, in the precision of the edges."""
 SOLVERS = ("euler", "heun")
 
 
 @dataclass(frozen=True)
 class Edges:
     """The step that each sequence of a batch is to learn.
+
+    On the host and in float64, as sampling has it: whether guidance acts is asked of these numbers.
 
     Attributes:
         sigma: noise level at its beginning, [S].
@@ -61,7 +65,7 @@ def draw_edges(num_sequences: int, num_steps: int, generator: torch.Generator) -
     Raises:
         ValueError: fewer than 1 step.
     """
-    sigmas = torch.tensor(flow_sigmas(num_steps))
+    sigmas = torch.tensor(flow_sigmas(num_steps), dtype=torch.float64)
     edge_S = torch.randint(num_steps, (num_sequences,), generator=generator)
     return Edges(sigmas[edge_S], sigmas[edge_S + 1])
 
@@ -81,7 +85,7 @@ def student_batch(
         teacher: field that is followed; no gradient reaches it.
         data_TK: tokens of all images, end to end.
         noise_TK: as much noise.
-        edges: of the sequences; on any device.
+        edges: of the sequences.
         seq_of_token_T: int64, on the device of the tokens.
         num_substeps: the teacher's steps on an edge.
         solver: of `SOLVERS`; heun asks the teacher twice a step.
@@ -89,7 +93,7 @@ def student_batch(
     Raises:
         ValueError: the solver is unknown or there are no sub-steps.
     """
-    sigma_S = edges.sigma.to(data_TK.device)
+    sigma_S = edges.sigma.to(data_TK.device, torch.float32)
     x_TK = noisy_tokens(data_TK, noise_TK, sigma_S[seq_of_token_T][:, None])
     target_TK = edge_target(teacher, x_TK, edges, seq_of_token_T, num_substeps, solver)
     return StudentBatch(x_TK, timestep_of_sigma(sigma_S), target_TK)
@@ -113,7 +117,8 @@ def edge_target(
     if num_substeps < 1:
         raise ValueError(f"num_substeps is {num_substeps}; it must be at least 1")
     fall_S = edges.sigma - edges.next_sigma
-    drop_T1 = (fall_S / num_substeps).to(x_TK.device)[seq_of_token_T][:, None]
+    fall_T1 = fall_S.to(x_TK.device, torch.float32)[seq_of_token_T][:, None]
+    drop_T1 = fall_T1 / num_substeps
     start_TK = x_TK = x_TK.float()
     for substep in range(num_substeps):
         velocity_TK = teacher(x_TK, edges.sigma - fall_S * (substep / num_substeps)).float()
@@ -122,4 +127,4 @@ def edge_target(
             after_TK = teacher(x_TK + drop_T1 * velocity_TK, after_S).float()
             velocity_TK = (velocity_TK + after_TK) / 2.0
         x_TK = x_TK + drop_T1 * velocity_TK
-    return (x_TK - start_TK) / fall_S.to(x_TK.device)[seq_of_token_T][:, None]
+    return (x_TK - start_TK) / fall_T1

@@ -31,14 +31,13 @@ class GuidedTeacher:
         grids: Sequence[tuple[int, int]],
         label_S: Tensor,
         guidance: Guidance,
-        device: torch.device | str = "cpu",
     ) -> None:
-        """Describe the batch: (rows, columns) and class label of each sequence."""
+        """Describe the batch: (rows, columns) and class label [S] of each sequence."""
         self._network = network
         self._grids = list(grids)
         self._label_S = label_S.to("cpu")
         self._guidance = guidance
-        self._device = torch.device(device)
+        self._device = network.x_embedder.proj.weight.device
         self._layouts: dict[tuple[int, ...], PackedLayout] = {}
         counts = torch.tensor([rows * columns for rows, columns in self._grids])
         self._seq_of_token_T = torch.repeat_interleave(torch.arange(len(counts)), counts)
@@ -57,7 +56,7 @@ class GuidedTeacher:
         velocity = network(
             torch.cat((x_TK, x_TK[index_G])).to(network.x_embedder.proj.weight.dtype),
             self._layout(guided),
-            timestep_of_sigma(sigma).to(device),
+            timestep_of_sigma(sigma).to(device, torch.float32),
             torch.cat((self._label_S, nulls)).to(device),
         ).float()
         conditional_TK, null_GK = velocity[: len(x_TK)], velocity[len(x_TK) :]

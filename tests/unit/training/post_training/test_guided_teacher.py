@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fit_models.diffusion.guidance import Guidance, guide
+from fit_models.diffusion.schedule import flow_sigmas
 from fit_models.packing import layout_of_grids
 from fit_training.post_training.few_step import Edges, draw_edges, edge_target, student_batch
 from fit_training.post_training.guided_teacher import GuidedTeacher
@@ -52,6 +53,18 @@ def test_the_null_branch_is_computed_where_it_counts_only(guidance: Guidance, ro
     network.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
     GuidedTeacher(network, GRIDS, LABELS, guidance)(random_tokens(0), SIGMAS)
     assert seen == [rows * sum(LENGTHS)]
+
+
+def test_the_ends_of_the_interval_are_guided_as_in_sampling():
+    network, seen = make_toy_network(), []
+    network.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    guidance = Guidance(2.0, (0.2, 0.3))
+    for sigma in flow_sigmas(10):
+        levels = torch.full((3,), sigma, dtype=torch.float64)
+        GuidedTeacher(network, GRIDS, LABELS, guidance)(random_tokens(0), levels)
+    branches = [1 if guidance.scale_at(sigma) == 1.0 else 2 for sigma in flow_sigmas(10)]
+    assert branches.count(2) == 2
+    assert seen == [count * sum(LENGTHS) for count in branches]
 
 
 def test_targets_of_a_sequence_do_not_depend_on_its_neighbours():
