@@ -157,8 +157,8 @@ def _read_config(path: Path) -> AdapterConfig:
             alpha=float(values["lora_alpha"]),
             base_name=str(values["base_model_name_or_path"]),
             base_fingerprint=str(values["base_fingerprint"]),
-            class_names=tuple(str(name) for name in values["class_names"]),
-            targets=tuple(str(target) for target in values["target_modules"]),
+            class_names=_names(values, "class_names"),
+            targets=_names(values, "target_modules"),
         )
     except FileNotFoundError:
         raise ValueError(f"adapter: {path} is missing") from None
@@ -166,5 +166,11 @@ def _read_config(path: Path) -> AdapterConfig:
         raise ValueError(f"adapter: {path} is not JSON: {error}") from error
     except KeyError as error:
         raise ValueError(f"adapter: {path} lacks {error}") from None
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"adapter: {path} does not fit: {error}") from error
+
+
+def _names(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    if not isinstance(values[key], list):
+        raise ValueError(f"{key} is {values[key]!r}; it must be a list")
+    return tuple(str(name) for name in values[key])

@@ -57,7 +57,9 @@ def test_any_other_weight_or_class_count_is_another_base():
     ("changes", "said"),
     [
         ({"r": 0}, "adapter r is 0; it must be at least 1"),
-        ({"r": None}, "does not fit"),
+        ({"r": None}, r"adapter_config\.json does not fit"),
+        ({"lora_alpha": "much"}, "does not fit: could not convert.*'much'"),
+        ({"class_names": "lynx"}, "class_names is 'lynx'; it must be a list"),
         ({"target_modules": ["attn.qkv", "t_embedder"]}, "'t_embedder'.*known: attn.qkv"),
         ({"class_names": ["lynx", "lynx"]}, "each must be once"),
     ],

@@ -1,5 +1,6 @@
 """A server with adapters serves new classes like any, and old ones as the adapter has them."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def test_generate_takes_an_adapter_and_names_one_that_does_not_fit(
     refused = CliRunner().invoke(app, [*asked, str(other)])
     assert refused.exit_code == 2
     assert re.search("'zoo' was made for another base", " ".join(refused.stderr.split()))
+
+
+def test_the_flag_of_serve_is_given_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+
+    def stop_here(flags: dict[str, object]) -> None:
+        seen.append(flags)
+        raise ValueError("no further")
+
+    module = importlib.import_module("fit_serve.cli.serve")  # the package has a function so called
+    monkeypatch.setattr(module, "load_settings", stop_here)
+    for flags in ([], ["--adapter", "a", "--adapter", "with,comma"]):
+        assert CliRunner().invoke(app, ["serve", *flags]).exit_code == 2
+    assert seen == [{}, {"adapters": ["a", "with,comma"]}]
 
 
 def test_an_adapter_given_twice_is_refused(folder: Path) -> None:
