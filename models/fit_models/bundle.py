@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fit_models.adapter import load_adapter
+from fit_models.adapter_merge import merge_adapters
 from fit_models.autoencoder import Autoencoder
 from fit_models.checkpoint import load_weights, save_weights
 from fit_models.config import ModelConfig
@@ -116,11 +118,16 @@ def load_bundle(
     name_or_path: str,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
+    adapters: Sequence[str | Path] = (),
 ) -> Bundle:
     """Load network and autoencoder; device and dtype may be "auto", see `fit_models.device`.
 
+    Adapters, by their folders, are merged into the network's weights. The bundle's name then ends
+    in theirs ("base+dogs"), and the classes they bring follow the bundle's own.
+
     Raises:
-        ValueError: a file is missing, unreadable or does not fit; the message names it.
+        ValueError: a file is missing, unreadable or does not fit, or an adapter was made for other
+            weights or brings a class that is there; the message names it.
     """
     folder = bundle_folder(name_or_path)
     device = resolve_device(device)
@@ -136,6 +143,8 @@ def load_bundle(
     with torch.device("meta"):
         network = FiTv2(config)
     load_weights(network, folder / "transformer", device, dtype)
+    loaded = [load_adapter(path) for path in adapters]
+    class_names = merge_adapters(network, loaded, _class_names(index, config))
     network.eval().requires_grad_(False)
     lay_out_weights(network)
     autoencoder = Autoencoder.from_folder(folder / "vae").to(device, dtype)
@@ -145,10 +154,10 @@ def load_bundle(
             f"transformer/config.json says {config.in_channels}"
         )
     return Bundle(
-        name=str(index.get("name", folder.name)),
+        name="+".join((str(index.get("name", folder.name)), *(one.name for one in loaded))),
         network=network,
         autoencoder=autoencoder,
-        class_names=_class_names(index, config),
+        class_names=class_names,
         defaults=_defaults(folder / "scheduler" / "scheduler_config.json"),
         profile=_profile(folder / PROFILE),
     )

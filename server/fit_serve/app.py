@@ -64,7 +64,7 @@ def assemble(settings: Settings, say: Callable[[str], None] = _log.info) -> Asse
     bound_product_caches()
     keep_freed_memory()
     say(f"loading {settings.model}")
-    bundle = load_bundle(settings.model, settings.device, settings.dtype)
+    bundle = load_bundle(settings.model, settings.device, settings.dtype, settings.adapters)
     if settings.quantization == "int8":
         quantize_int8(bundle.network)
     use_backend(settings.operators, bundle.device)

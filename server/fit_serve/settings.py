@@ -1,8 +1,8 @@
 """Every flag and environment variable of the server, once.
 
 A setting `max_num_seqs` is the variable `FIT_SERVE_MAX_NUM_SEQS` and the flag `--max-num-seqs`; the
-flag wins. Settings are read by the command line and taken apart by `app.py`; no other part of the
-server knows them.
+flag wins. Several values are one variable, with commas between them. Settings are read by the
+command line and taken apart by `app.py`; no other part of the server knows them.
 """
 
 import difflib
@@ -15,6 +15,8 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "FIT_SERVE_"
+REPEATED_FLAGS = {"adapters": "--adapter"}
+"""Settings of several values whose flag is given once for each."""
 
 
 class Settings(BaseSettings):
@@ -28,6 +30,11 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[str, Field(description='Folder of a bundle, or "embedded".')] = "embedded"
+    adapters: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Folder of an adapter to merge into the model; may be given again."),
+    ] = ()
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[
         int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -143,7 +150,7 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")
     ] = "info"
 
-    @field_validator("token_buckets", mode="before")
+    @field_validator("adapters", "token_buckets", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -177,7 +184,7 @@ def load_settings(flags: Mapping[str, object]) -> Settings:
 
 def flag_of(setting: str) -> str:
     """Name the flag of a setting."""
-    return "--" + setting.replace("_", "-")
+    return REPEATED_FLAGS.get(setting, "--" + setting.replace("_", "-"))
 
 
 def _in_one_line(error: ValidationError) -> str:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 def calibrate(
     model: Annotated[str, typer.Option(help='Folder of a bundle, or "embedded".')] = "embedded",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Folder of an adapter; may be given again.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     num_threads: Annotated[
@@ -28,7 +31,7 @@ def calibrate(
     from fit_serve.engine import calibration_store
     from fit_serve.engine.calibration import calibrate as measure
 
-    bundle = load_bundle(model, device, dtype)
+    bundle = load_bundle(model, device, dtype, adapter or ())
     use_backend("auto", bundle.device)
     if bundle.device.type == "cpu":
         use_fast_float32_matmul()

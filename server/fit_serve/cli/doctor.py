@@ -19,6 +19,9 @@ OPTIONAL = ("triton", "flash-attn", "flash-attn-3", "flash-attn-4", "xformers")
 
 def doctor(
     model: Annotated[str, typer.Option(help='Folder of a bundle, or "embedded".')] = "embedded",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Folder of an adapter; may be given again.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     num_threads: Annotated[
@@ -30,7 +33,7 @@ def doctor(
         tell(name, fact)
     from fit_models.bundle import load_bundle
 
-    bundle = load_bundle(model, device, dtype)
+    bundle = load_bundle(model, device, dtype, adapter or ())
     for name, fact in choices(bundle):
         tell(name, fact)
     for name, fact in calibrated(bundle, num_threads):

@@ -46,6 +46,9 @@ def evaluate(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="File for the figures (JSON).")] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="File for the pictures (PNG).")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Folder of an adapter; may be given again.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
 ) -> None:
@@ -58,7 +61,8 @@ def evaluate(
 
     network = load_feature_network(feature_network)
     flags = {"model": model, "device": device, "dtype": dtype, "calibration": "stored"}
-    settings = load_settings({name: text for name, text in flags.items() if text is not None})
+    asked_for = {name: text for name, text in flags.items() if text is not None}
+    settings = load_settings({**asked_for, **({"adapters": adapter} if adapter else {})})
     assembly = assemble(settings, say=lambda doing: typer.echo(doing, err=True))
     limits = assembly.service.limits
     sizes = sizes_like_photographs(

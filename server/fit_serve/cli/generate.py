@@ -48,6 +48,9 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help='Folder of a bundle, or "embedded"; that is the default.')
     ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Folder of an adapter; may be given again.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
 ) -> None:
@@ -58,7 +61,8 @@ def generate(
     from fit_serve.settings import load_settings
 
     flags = {"model": model, "device": device, "dtype": dtype, "calibration": "stored"}
-    settings = load_settings({name: text for name, text in flags.items() if text is not None})
+    asked_for = {name: text for name, text in flags.items() if text is not None}
+    settings = load_settings({**asked_for, **({"adapters": adapter} if adapter else {})})
     assembly = assemble(settings, say=lambda doing: typer.echo(doing, err=True))
     if sampler in OFFLINE_SAMPLERS:
         assembly = offline(assembly, sampler)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from fit_serve.settings import Settings, flag_of, load_settings
+from fit_serve.settings import REPEATED_FLAGS, Settings, flag_of, load_settings
 
 if TYPE_CHECKING:
     import uvicorn
@@ -29,12 +29,14 @@ LAST_ANSWERS_S = 5
 _log = logging.getLogger(__name__)
 
 
-def serve(**flags: str | bool | None) -> None:
+def serve(**flags: str | bool | list[str] | None) -> None:
     """Serve a model over HTTP.
 
     Every flag is also an environment variable, as FIT_SERVE_PORT for --port; the flag wins.
     """
-    settings = load_settings({name: value for name, value in flags.items() if value is not None})
+    settings = load_settings(
+        {name: value for name, value in flags.items() if value not in (None, [])}
+    )
     listener = bind(settings.host, settings.port)
     from fit_serve.app import assemble, http_app
     from fit_serve.cli.logs import configure_logs
@@ -55,12 +57,19 @@ def flags_of_settings() -> inspect.Signature:
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                annotation=bool | None if field.annotation is bool else str | None,
+                annotation=parsed_as(name, field),
                 default=option_of(name, field),
             )
             for name, field in Settings.model_fields.items()
         ]
     )
+
+
+def parsed_as(name: str, field: FieldInfo) -> Any:
+    """Give what the command line takes a flag for: a text, a yes or no, or several texts."""
+    if name in REPEATED_FLAGS:
+        return list[str] | None
+    return bool | None if field.annotation is bool else str | None
 
 
 def option_of(name: str, field: FieldInfo) -> Any:
@@ -70,12 +79,14 @@ def option_of(name: str, field: FieldInfo) -> Any:
         both = f"{flag_of(name)}/{flag_of('no_' + name)}"
         return typer.Option(None, both, help=explained, show_default=False)
     return typer.Option(
-        None, flag_of(name), help=explained, metavar=kind_of(field), show_default=False
+        None, flag_of(name), help=explained, metavar=kind_of(name, field), show_default=False
     )
 
 
-def kind_of(field: FieldInfo) -> str:
+def kind_of(name: str, field: FieldInfo) -> str:
     """Say what a flag takes: its choices, or the kind of its value."""
+    if name in REPEATED_FLAGS:
+        return "TEXT"
     kinds = get_args(field.annotation) or (field.annotation,)
     if get_origin(field.annotation) is Literal:
         return "|".join(str(choice) for choice in kinds)

@@ -14,19 +14,20 @@ from support.fake_handle import BUNDLE, FakeHandle
 
 @pytest.fixture
 def assembly(monkeypatch: pytest.MonkeyPatch) -> Iterator[Assembly]:
-    loaded: list[tuple[str, str, str]] = []
+    loaded: list[tuple[str, str, str, tuple[str, ...]]] = []
 
-    def load(model: str, device: str, dtype: str) -> object:
-        loaded.append((model, device, dtype))
+    def load(model: str, device: str, dtype: str, adapters: tuple[str, ...]) -> object:
+        loaded.append((model, device, dtype, adapters))
         return BUNDLE
 
     monkeypatch.setattr(app_module, "load_bundle", load)
     monkeypatch.setattr(app_module, "EngineHandle", FakeHandle)
     said: list[str] = []
     flags = {"model": "a/folder", "device": "cpu", "grace_time_s": "2.5", "max_num_seqs": "9"}
+    flags["adapters"] = "an/adapter"
     yield assemble(load_settings(flags), said.append)
     assert said == ["loading a/folder"]
-    assert loaded == [("a/folder", "cpu", "auto")]
+    assert loaded == [("a/folder", "cpu", "auto", ("an/adapter",))]
 
 
 def engine_of(assembly: Assembly) -> FakeHandle:

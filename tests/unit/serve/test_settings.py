@@ -42,6 +42,14 @@ def test_buckets_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None
     assert load_settings({"token_buckets": "64"}).token_buckets == (64,)
 
 
+def test_adapters_are_a_list_with_commas_or_one_flag_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings({}).adapters == ()
+    monkeypatch.setenv("FIT_SERVE_ADAPTERS", "one/folder,another")
+    assert load_settings({}).adapters == ("one/folder", "another")
+    assert load_settings({"adapters": ["with,comma", "b"]}).adapters == ("with,comma", "b")
+    assert flag_of("adapters") == "--adapter"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
