@@ -44,7 +44,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     broken = replace(whole, output=str(tmp_path / "broken"))
     train(whole)
     path = train(broken, stop_at(stop))
-    assert path.name == f"checkpoint-{stop:08d}.pt"
+    assert path.name == f"checkpoint-{stop:08d}"
     assert saved(broken)["progress"][0] == stop
     torch.manual_seed(1234)  # whatever the process did in between
     train(broken)
@@ -69,7 +69,7 @@ def test_the_same_run_twice_is_the_same(config: TrainConfig, tmp_path: Path):
 def test_a_finished_run_is_not_trained_further(config: TrainConfig):
     train(config)
     before = saved(config)
-    assert train(config).name == f"checkpoint-{NUM_STEPS:08d}.pt"
+    assert train(config).name == f"checkpoint-{NUM_STEPS:08d}"
     assert differences(before, saved(config)) == []
     assert len(logged(config)) == NUM_STEPS
 
@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_trained_further(config: TrainConfig):
 def test_the_last_step_is_saved_whatever_the_interval(config: TrainConfig):
     path = train(replace(config, checkpoint_every=4))
     names = sorted(p.name for p in path.parent.glob("checkpoint-*"))
-    assert names == ["checkpoint-00000004.pt", "checkpoint-00000006.pt"]
+    assert names == ["checkpoint-00000004", "checkpoint-00000006"]
 
 
 def test_the_handler_of_sigterm_is_put_back(config: TrainConfig):
