@@ -101,3 +101,26 @@ def test_a_run_goes_on_with_its_own_normalisation_when_the_folder_has_grown(
     trainer.restore(state)
     assert [trainer.data.latent_shift, trainer.data.latent_scale] == state["latents"]
     assert (trainer.epoch, trainer.position) == (state["progress"][1] + 1, 0)
+
+
+def test_not_resuming_refuses_a_folder_with_checkpoints(config: TrainConfig):
+    train(replace(config, num_steps=1), resume=False)
+    with pytest.raises(ValueError, match="holds checkpoint-00000001; without resuming"):
+        train(config, resume=False)
+    assert saved(config)["progress"][0] == 1
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_a_loss_that_is_lost_stops_the_run_and_keeps_the_last_checkpoint(
+    config: TrainConfig, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    real = Trainer.train_step
+
+    def lost(trainer: Trainer, batch: Any) -> dict[str, float]:
+        scalars = real(trainer, batch)
+        return scalars if trainer.step < 5 else {**scalars, name: float("nan")}
+
+    monkeypatch.setattr(Trainer, "train_step", lost)
+    with pytest.raises(ValueError, match=rf"step 5: {name} is nan; .* keeps checkpoint-00000003"):
+        train(config)
+    assert saved(config)["progress"][0] == 3
