@@ -65,4 +65,4 @@ def write_tensors(
     for name in names:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         if len(flat):
-            write(memoryview(flat.view(torch.uint8).numpy()))
+            write(flat.view(torch.uint8).numpy().data)

@@ -12,7 +12,7 @@ from support.killed_run import train_and_be_killed
 from support.toy_latents import write_toy_latents
 from support.toy_run import differences, logged, saved, toy_run
 
-EVENTS_PER_CHECKPOINT = 12  # three rows, five syncs and the log's, renames
+EVENTS_PER_CHECKPOINT = 12  # about: three rows, six syncs, two or three renames
 
 
 def check(folder: Path, kills: int, num_steps: int) -> None:
