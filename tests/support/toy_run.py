@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from fit_training.loop.checkpoints import load_newest_checkpoint
 from fit_training.loop.config import TrainConfig
-from fit_training.loop.state import load_newest_checkpoint
 
 NUM_STEPS = 6
 

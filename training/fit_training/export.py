@@ -7,20 +7,19 @@ takes the sampling defaults as given.
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fit_models.autoencoder import WEIGHTS_NAME
 from fit_models.bundle import MODEL_INDEX, SamplingDefaults, save_bundle
 from fit_models.checkpoint import INDEX
 from fit_models.config import ModelConfig, named_config
+from fit_training.loop.checkpoints import is_checkpoint, load_newest_checkpoint, read_checkpoint
 
 _WANTED = ("config", "averaged", "latents", "progress")
 _BUNDLE_CONFIGS = ("config.json", "scheduler_config.json", INDEX)
@@ -48,20 +47,16 @@ class FinishedRun:
 
 
 def read_run(checkpoint: Path) -> FinishedRun:
-    """Read a checkpoint file, or the newest one of a run's folder.
+    """Read a checkpoint, or the newest good one of a run's folder.
 
     Raises:
-        ValueError: there is none, or it is not a checkpoint of `fit-serve train`.
+        ValueError: there is none, it is damaged, or it is not of `fit-serve train`.
     """
-    path = _newest(checkpoint) if checkpoint.is_dir() else checkpoint
-    if not path.is_file():
-        raise ValueError(f"checkpoint: no such file: {path}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"checkpoint: {path} cannot be read: {error}") from error
+    if not checkpoint.is_dir():
+        raise ValueError(f"checkpoint: no such folder: {checkpoint}")
+    state = read_checkpoint(checkpoint) if is_checkpoint(checkpoint) else _newest(checkpoint)
     if missing := [key for key in _WANTED if key not in state]:
-        raise ValueError(f"checkpoint: {path} lacks {missing}; it is none of fit-serve train")
+        raise ValueError(f"checkpoint: {checkpoint} lacks {missing}; it is none of fit-serve train")
     weights = state["averaged"]
     num_classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
     shift, scale = state["latents"]
@@ -87,7 +82,7 @@ def export_bundle(
     """Write a bundle that `fit_models.bundle.load_bundle` reads; other files there stay.
 
     Args:
-        checkpoint: file, or folder of a run.
+        checkpoint: its folder, or the folder of a run.
         autoencoder: folder in diffusers' layout whose latents the run was trained on. Its copy gets
             the run's shift and scale, so that decoding undoes what training did to raw latents.
         destination: folder of the bundle.
@@ -150,8 +145,8 @@ def copy_autoencoder(source: Path, destination: Path, shift: float, scale: float
     (destination / "config.json").write_text(text, encoding="utf-8")
 
 
-def _newest(folder: Path) -> Path:
-    found = sorted(folder.glob("checkpoint-*.pt"))
-    if not found:
-        raise ValueError(f"checkpoint: {folder} holds no checkpoint-*.pt")
-    return found[-1]
+def _newest(folder: Path) -> dict[str, Any]:
+    state = load_newest_checkpoint(folder)
+    if state is None:
+        raise ValueError(f"checkpoint: {folder} holds no checkpoint-*")
+    return state

@@ -7,7 +7,7 @@ import typer
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file, or folder of the run.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or of the run.")],
     destination: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     autoencoder: Annotated[
         Path, typer.Option(help="Folder of the autoencoder, in diffusers' layout.")

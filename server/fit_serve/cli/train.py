@@ -12,6 +12,10 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file's."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Go on from the newest checkpoint; else refuse where there is one."),
+    ] = True,
 ) -> None:
     """Train a network on what `prepare` wrote; goes on where a stopped run was."""
     from fit_serve.cli.progress import progress_bar
@@ -27,7 +31,7 @@ def train(
             typer.echo(progress_line(row))
             advance(row["step"], run.num_steps)
 
-        checkpoint = run_training(run, on_progress)
+        checkpoint = run_training(run, on_progress, resume=resume)
     typer.echo(f"wrote {checkpoint}")
 
 

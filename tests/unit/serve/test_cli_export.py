@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -11,6 +10,7 @@ from fit_models.bundle import SamplingDefaults, load_bundle
 from fit_models.config import named_config
 from fit_models.networks.fitv2 import FiTv2
 from fit_serve.cli.export import export
+from fit_training.loop.checkpoints import save_checkpoint
 from support.small_autoencoders import write_small_autoencoder
 
 NAMES = ("ant", "bee")
@@ -26,10 +26,10 @@ def sources(tmp_path: Path) -> list[str]:
         "latents": [0.0, 1.0],
         "progress": [3, 0, 0, 42],
     }
-    torch.save(state, tmp_path / "checkpoint-00000003.pt")
+    checkpoint = save_checkpoint(tmp_path, 3, state, keep=1)
     write_small_autoencoder(tmp_path / "autoencoder")
     return [
-        str(tmp_path / "checkpoint-00000003.pt"),
+        str(checkpoint),
         f"--autoencoder={tmp_path / 'autoencoder'}",
         "--name=small",
     ]

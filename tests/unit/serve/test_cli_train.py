@@ -19,11 +19,12 @@ def test_the_run_of_the_file_is_trained_and_each_report_shown(
 ) -> None:
     seen: list[TrainConfig] = []
 
-    def train(config: TrainConfig, on_progress: Report) -> Path:
+    def train(config: TrainConfig, on_progress: Report, resume: bool) -> Path:
         seen.append(config)
+        assert resume
         on_progress({"step": 20, "loss": 0.5, "time": 1.0})
         on_progress({"step": 40, "loss": 0.25, "time": 2.0})
-        return tmp_path / "checkpoint.pt"
+        return tmp_path / "checkpoint-00000040"
 
     monkeypatch.setattr(trainer, "train", train)
     file = tmp_path / "run.yaml"
@@ -35,7 +36,7 @@ def test_the_run_of_the_file_is_trained_and_each_report_shown(
         "training FiTv2-Ti/2 for 40 steps on photos",
         "step 20  loss 0.5",
         "step 40  loss 0.25",
-        f"wrote {tmp_path / 'checkpoint.pt'}",
+        f"wrote {tmp_path / 'checkpoint-00000040'}",
     ]
     assert "40/40" in result.stderr
 
@@ -46,3 +47,19 @@ def test_a_setting_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(file), "lerning_rate=1"])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: unknown training settings ['lerning_rate']")
+
+
+def test_a_new_run_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def train(config: TrainConfig, on_progress: Report, resume: bool) -> Path:
+        seen.append(resume)
+        return Path(config.output)
+
+    monkeypatch.setattr(trainer, "train", train)
+    file = tmp_path / "run.yaml"
+    file.write_text("data: photos\noutput: out\n")
+    for option in ("--resume", "--no-resume"):
+        result = CliRunner().invoke(app, ["train", str(file), option])
+        assert result.exit_code == 0, result.output
+    assert seen == [True, False]

@@ -9,13 +9,14 @@ from fit_models.bundle import SamplingDefaults, load_bundle
 from fit_models.config import named_config
 from fit_models.networks.fitv2 import FiTv2
 from fit_training.export import copy_autoencoder, export_bundle, read_run, remove_bundle
+from fit_training.loop.checkpoints import read_checkpoint, save_checkpoint
 from support.small_autoencoders import write_small_autoencoder
 
 NAMES = ("ant", "bee", "car side")
 SHIFT, SCALE = 0.125, 1.25
 
 
-def checkpoint(path: Path, **changed: Any) -> Path:
+def checkpoint(folder: Path, step: int = 7, **changed: Any) -> Path:
     """Write what the trainer writes, as far as an export reads it."""
     torch.manual_seed(0)
     weights = FiTv2(named_config("FiTv2-toy/2", len(NAMES))).state_dict()
@@ -23,11 +24,10 @@ def checkpoint(path: Path, **changed: Any) -> Path:
         "config": {"model": "FiTv2-toy/2", "classes": NAMES},
         "averaged": {key: torch.randn(value.shape) for key, value in weights.items()},
         "latents": [SHIFT, SCALE],
-        "progress": [7, 1, 2, 99],
+        "progress": [step, 1, 2, 99],
         **changed,
     }
-    torch.save(state, path)
-    return path
+    return save_checkpoint(folder, step, state, keep=9)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_was_averaged_is_what_is_loaded(tmp_path: Path, autoencoder: Path):
-    source = checkpoint(tmp_path / "checkpoint-00000007.pt")
+    source = checkpoint(tmp_path)
     defaults = SamplingDefaults(12, 3.5, (0.25, 0.75), "heun")
     run = export_bundle(source, autoencoder, tmp_path / "bundle", "small", defaults=defaults)
     bundle = load_bundle(str(tmp_path / "bundle"))
@@ -44,7 +44,7 @@ def test_what_was_averaged_is_what_is_loaded(tmp_path: Path, autoencoder: Path):
     assert bundle.defaults == defaults
     assert bundle.model_config == named_config("FiTv2-toy/2", len(NAMES))
     assert run.images_seen == 99
-    averaged = torch.load(source, weights_only=True)["averaged"]
+    averaged = read_checkpoint(source)["averaged"]
     for key, value in bundle.network.state_dict().items():
         assert torch.equal(value, averaged[key].bfloat16().float()), key
 
@@ -61,14 +61,14 @@ def test_decoding_undoes_the_normalisation_of_training(tmp_path: Path, autoencod
 
 
 def test_a_folder_stands_for_its_newest_checkpoint(tmp_path: Path):
-    checkpoint(tmp_path / "checkpoint-00000100.pt", progress=[100, 0, 0, 1000])
-    checkpoint(tmp_path / "checkpoint-00000020.pt", progress=[20, 0, 0, 200])
+    checkpoint(tmp_path, 100, progress=[100, 0, 0, 1000])
+    checkpoint(tmp_path, 20, progress=[20, 0, 0, 200])
     assert read_run(tmp_path).images_seen == 1000
 
 
 def test_names_come_from_the_run_or_from_the_caller(tmp_path: Path, autoencoder: Path):
     config = {"model": "FiTv2-toy/2", "classes": ()}
-    source = checkpoint(tmp_path / "checkpoint-00000001.pt", config=config)
+    source = checkpoint(tmp_path, config=config)
     with pytest.raises(ValueError, match="class_names: 0 names for 3 labels"):
         export_bundle(source, autoencoder, tmp_path / "bundle", "small")
     export_bundle(source, autoencoder, tmp_path / "bundle", "small", ["x", "y", "z"])
@@ -76,13 +76,13 @@ def test_names_come_from_the_run_or_from_the_caller(tmp_path: Path, autoencoder:
 
 
 def test_guided_channels_can_be_chosen(tmp_path: Path, autoencoder: Path):
-    source = checkpoint(tmp_path / "checkpoint-00000001.pt")
+    source = checkpoint(tmp_path)
     export_bundle(source, autoencoder, tmp_path / "bundle", "small", guided_channels=4)
     assert load_bundle(str(tmp_path / "bundle")).model_config.guided_channels == 4
 
 
 def test_a_bundle_is_not_overwritten_but_can_be_removed(tmp_path: Path, autoencoder: Path):
-    source, folder = checkpoint(tmp_path / "checkpoint-00000001.pt"), tmp_path / "bundle"
+    source, folder = checkpoint(tmp_path), tmp_path / "bundle"
     folder.mkdir()
     (folder / "README.md").write_text("card")
     export_bundle(source, autoencoder, folder, "first")
@@ -106,15 +106,17 @@ def test_the_place_the_autoencoder_was_saved_from_stays_private(tmp_path: Path, 
 
 
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path, autoencoder: Path):
-    with pytest.raises(ValueError, match="no such file"):
-        read_run(tmp_path / "absent.pt")
-    with pytest.raises(ValueError, match=r"holds no checkpoint-\*\.pt"):
+    with pytest.raises(ValueError, match="no such folder"):
+        read_run(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"holds no checkpoint-\*"):
         read_run(tmp_path)
-    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"broken\.pt cannot be read"):
-        read_run(tmp_path / "broken.pt")
-    torch.save({"config": {}}, tmp_path / "other.pt")
+    (tmp_path / "checkpoint-00000001").mkdir()
+    with pytest.raises(ValueError, match=r"checkpoint-00000001: there is no checksums\.json"):
+        read_run(tmp_path / "checkpoint-00000001")
+    with pytest.raises(ValueError, match=r"is damaged: checkpoint-00000001"):
+        read_run(tmp_path)
+    other = save_checkpoint(tmp_path, 2, {"config": {}}, keep=1)
     with pytest.raises(ValueError, match=r"lacks \['averaged', 'latents', 'progress'\]"):
-        read_run(tmp_path / "other.pt")
+        read_run(other)
     with pytest.raises(ValueError, match=r"autoencoder: .* holds no config\.json"):
         copy_autoencoder(tmp_path, tmp_path / "vae", 0.0, 1.0)

@@ -6,7 +6,6 @@ served. Resumes from the newest checkpoint of its output folder by itself.
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from fit_training.loop.ema import AveragedWeights
 from fit_training.loop.lr import learning_rate_factor
 from fit_training.loop.optimizer import make_optimizers
 from fit_training.loop.repa import AlignmentHead, alignment_loss
-from fit_training.loop.state import load_newest_checkpoint, save_checkpoint
+from fit_training.loop.run_folder import RunFolder
 
 OnProgress = Callable[[dict[str, Any]], None]
 _VALIDATION_SEED = 1234
@@ -182,49 +181,58 @@ class Trainer:
         return total / len(self.validation)
 
 
-def train(config: TrainConfig, on_progress: OnProgress | None = None) -> Path:
+def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bool = True) -> Path:
     """Train (or go on training) until `num_steps`; SIGTERM saves and returns.
+
+    Args:
+        config: the run.
+        on_progress: is given every row of the log.
+        resume: go on from the newest good checkpoint in the output folder, if there is one.
 
     Returns:
         The newest checkpoint's path.
+
+    Raises:
+        ValueError: there are checkpoints but `resume` is False, or all of them are damaged; the
+            loss is no longer finite.
+        OSError: a checkpoint could not be written.
     """
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(Path(config.output), config.keep_checkpoints, resume)
     trainer = Trainer(config)
-    if (state := load_newest_checkpoint(folder)) is not None:
+    if (state := folder.newest_state()) is not None:
         trainer.restore(state)
     stop: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
     started, tokens, images = time.monotonic(), 0, 0
-    path = None
     try:
         batches = trainer.batches()
         while not stop and trainer.step < config.num_steps:  # first: a batch drawn is trained on
             batch = next(batches)
             scalars = trainer.train_step(batch)
+            folder.check_finite(trainer.step, scalars)
             tokens += len(batch.tokens)
             images += len(batch.grids)
             if trainer.step % config.log_every == 0:
                 seconds = time.monotonic() - started
                 rates = {"tokens_per_s": tokens / seconds, "images_per_s": images / seconds}
-                _log(folder, trainer, {**scalars, **rates}, on_progress)
+                _report(folder, trainer, {**scalars, **rates}, on_progress)
                 started, tokens, images = time.monotonic(), 0, 0
             if trainer.step % config.checkpoint_every == 0:
-                path = save_checkpoint(
-                    folder, trainer.step, trainer.state(), config.keep_checkpoints
-                )
+                score = None
                 if trainer.validation is not None:
-                    loss = trainer.validation_loss()
-                    _log(folder, trainer, {"validation_loss": loss}, on_progress)
+                    score = trainer.validation_loss()
+                    _report(folder, trainer, {"validation_loss": score}, on_progress)
+                folder.save(trainer.step, trainer.state(), score)
+        if not folder.is_saved(trainer.step):
+            folder.save(trainer.step, trainer.state())
     finally:
         signal.signal(signal.SIGTERM, previous)
-    if path is None or trainer.step % config.checkpoint_every:
-        path = save_checkpoint(folder, trainer.step, trainer.state(), config.keep_checkpoints)
-    return path
+    assert folder.saved is not None
+    return folder.saved
 
 
-def _log(
-    folder: Path, trainer: Trainer, scalars: dict[str, float], on_progress: OnProgress | None
+def _report(
+    folder: RunFolder, trainer: Trainer, scalars: dict[str, float], on_progress: OnProgress | None
 ) -> None:
     row = {
         "step": trainer.step,
@@ -233,8 +241,7 @@ def _log(
         "time": time.time(),
         **scalars,
     }
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    folder.log.append(row)
     if on_progress is not None:
         on_progress(row)
 

@@ -146,3 +146,22 @@ def test_classes_that_are_left_out_are_not_in_the_network(config: TrainConfig):
     trainer = Trainer(replace(config, classes=("dog", "ant")))
     assert trainer.network.config.num_classes == 2
     assert trainer.network.y_embedder.embedding_table.weight.shape[0] == 3
+
+
+def test_the_checkpoint_with_the_lowest_validation_loss_stays(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = write_toy_latents(tmp_path / "val", IMAGES[::3], seed=7)
+    losses = iter([0.5, 0.2, 0.4, 0.3])
+    monkeypatch.setattr(Trainer, "validation_loss", lambda _: next(losses))
+    path = train(
+        replace(
+            config,
+            validation_data=str(folder),
+            num_steps=4,
+            checkpoint_every=1,
+            keep_checkpoints=1,
+        )
+    )
+    kept = sorted(one.name for one in path.parent.glob("checkpoint-*"))
+    assert kept == ["checkpoint-00000002", "checkpoint-00000004"]

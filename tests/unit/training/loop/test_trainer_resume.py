@@ -44,7 +44,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     broken = replace(whole, output=str(tmp_path / "broken"))
     train(whole)
     path = train(broken, stop_at(stop))
-    assert path.name == f"checkpoint-{stop:08d}.pt"
+    assert path.name == f"checkpoint-{stop:08d}"
     assert saved(broken)["progress"][0] == stop
     torch.manual_seed(1234)  # whatever the process did in between
     train(broken)
@@ -69,7 +69,7 @@ def test_the_same_run_twice_is_the_same(config: TrainConfig, tmp_path: Path):
 def test_a_finished_run_is_not_trained_further(config: TrainConfig):
     train(config)
     before = saved(config)
-    assert train(config).name == f"checkpoint-{NUM_STEPS:08d}.pt"
+    assert train(config).name == f"checkpoint-{NUM_STEPS:08d}"
     assert differences(before, saved(config)) == []
     assert len(logged(config)) == NUM_STEPS
 
@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_trained_further(config: TrainConfig):
 def test_the_last_step_is_saved_whatever_the_interval(config: TrainConfig):
     path = train(replace(config, checkpoint_every=4))
     names = sorted(p.name for p in path.parent.glob("checkpoint-*"))
-    assert names == ["checkpoint-00000004.pt", "checkpoint-00000006.pt"]
+    assert names == ["checkpoint-00000004", "checkpoint-00000006"]
 
 
 def test_the_handler_of_sigterm_is_put_back(config: TrainConfig):
@@ -101,3 +101,26 @@ def test_a_run_goes_on_with_its_own_normalisation_when_the_folder_has_grown(
     trainer.restore(state)
     assert [trainer.data.latent_shift, trainer.data.latent_scale] == state["latents"]
     assert (trainer.epoch, trainer.position) == (state["progress"][1] + 1, 0)
+
+
+def test_not_resuming_refuses_a_folder_with_checkpoints(config: TrainConfig):
+    train(replace(config, num_steps=1), resume=False)
+    with pytest.raises(ValueError, match="holds checkpoint-00000001; without resuming"):
+        train(config, resume=False)
+    assert saved(config)["progress"][0] == 1
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_a_loss_that_is_lost_stops_the_run_and_keeps_the_last_checkpoint(
+    config: TrainConfig, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    real = Trainer.train_step
+
+    def lost(trainer: Trainer, batch: Any) -> dict[str, float]:
+        scalars = real(trainer, batch)
+        return scalars if trainer.step < 5 else {**scalars, name: float("nan")}
+
+    monkeypatch.setattr(Trainer, "train_step", lost)
+    with pytest.raises(ValueError, match=rf"step 5: {name} is nan; .* keeps checkpoint-00000003"):
+        train(config)
+    assert saved(config)["progress"][0] == 3
