@@ -11,11 +11,20 @@ from contextlib import contextmanager
 from typing import IO
 from zipfile import BadZipFile
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 SMALLEST_SIDE = 16  # pixels: one token
-_ORIENTATION = 0x0112  # EXIF tag
-_SWAPPING = frozenset((5, 6, 7, 8))  # the orientations that exchange the sides
+_ORIENTATION = 0x0112  # EXIF tag; what makes an image of each of its values upright:
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPING = frozenset((5, 6, 7, 8))  # the values that exchange the sides
 _OF_THE_MACHINE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 # What Pillow's decoders, zip and the file system raise for damaged bytes.
 _DAMAGE = (
@@ -41,15 +50,16 @@ def decoded(stream: IO[bytes]) -> Image.Image:
     """Decode a whole image: RGB, upright by its EXIF orientation, on white where transparent."""
     image = Image.open(stream)
     refuse_size(image.size)
+    turn = _UPRIGHT.get(_orientation(image))
     image.load()
-    return _opaque(ImageOps.exif_transpose(image))
+    opaque = _opaque(image)
+    return opaque if turn is None else opaque.transpose(turn)
 
 
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
     """Return (width, height) in pixels from an image's header, after its EXIF orientation."""
     with Image.open(stream) as image:
-        swapped = image.getexif().get(_ORIENTATION) in _SWAPPING
-        return image.size[::-1] if swapped else image.size
+        return image.size[::-1] if _orientation(image) in _SWAPPING else image.size
 
 
 def refuse_size(size: tuple[int, int]) -> None:
@@ -79,6 +89,14 @@ def while_reading() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
             raise
         raise BrokenPhotographError(f"{type(error).__name__}: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation as far as the header says it; 1 is upright.
+
+    Of a PNG, Pillow's own `getexif` would decode the pixels to look behind them too.
+    """
+    return Image.Image.getexif(image).get(_ORIENTATION, 1)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
