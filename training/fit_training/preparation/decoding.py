@@ -59,7 +59,8 @@ def decoded(stream: IO[bytes]) -> Image.Image:
 def upright_size(stream: IO[bytes]) -> tuple[int, int]:
     """Return (width, height) in pixels from an image's header, after its EXIF orientation."""
     with Image.open(stream) as image:
-        return image.size[::-1] if _orientation(image) in _SWAPPING else image.size
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SWAPPING else (width, height)
 
 
 def refuse_size(size: tuple[int, int]) -> None:

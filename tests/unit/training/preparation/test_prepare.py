@@ -90,6 +90,7 @@ def test_tokens_and_features_are_those_of_the_rendered_photo(prepared: PrepareCo
     index = read_index(prepared.destination)
     shard = read_shard(prepared.destination, index["shards"][-1])
     autoencoder = Autoencoder.from_folder(prepared.autoencoder).to(dtype=torch.bfloat16)
+    assert prepared.feature_network is not None
     network = load_feature_network(prepared.feature_network).to(torch.bfloat16)
     basis = load_alignment_basis(prepared.destination / BASIS)
     first = int(shard["grid"][0].prod())  # variant 1, image 1 of the last shard: a flipped one
