@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fit_serve.cli.command import app
-from fit_serve.cli.prepare import variants_of
+from fit_serve.cli.prepare import read_class_names, variants_of
 from fit_training.loop.data import LatentDataset
 from fit_training.preparation.fit_rule import FitRule
 from fit_training.preparation.image_variants import VariantConfig
@@ -24,6 +24,7 @@ def test_a_folder_is_all_that_is_needed_and_what_is_broken_is_told(tmp_path: Pat
     assert f"skipped 1, listed in {latents / 'skipped.jsonl'}:" in result.stderr
     assert "ant/z.jpg: empty, or no image that Pillow reads" in result.stderr
     assert len(LatentDataset(latents)) == 20
+    assert read_class_names(latents / "classes.txt") == LatentDataset(latents).class_names
 
 
 def test_a_source_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:

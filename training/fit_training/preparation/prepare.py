@@ -20,6 +20,7 @@ from fit_training.preparation.prepare_config import PrepareConfig
 from fit_training.preparation.sources.opening import open_photographs
 
 SKIPPED = "skipped.jsonl"
+CLASSES = "classes.txt"  # in label order, for the --classes of export
 Progress = Callable[[int, int], None]  # number of images finished, and of all
 
 
@@ -48,7 +49,9 @@ def prepare_latents(config: PrepareConfig, progress: Progress | None = None) -> 
     ):
         work = LatentPreparation(config, source)
         work.settle_basis()
-        folder = LatentFolder(config.destination, work.description())
+        description = work.description()
+        folder = LatentFolder(config.destination, description)
+        _write_lines(config.destination / CLASSES, [row["text"] for row in description["classes"]])
         work.broken.update(folder.skipped)
         skipped = [*source.skipped]
         _write_skipped(config.destination / SKIPPED, skipped)
@@ -79,9 +82,12 @@ def _write_skipped(path: Path, skipped: Sequence[SkippedPhotograph]) -> None:
     if not skipped:
         path.unlink(missing_ok=True)
         return
-    lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in skipped]
+    _write_lines(path, [json.dumps(asdict(each), ensure_ascii=False) for each in skipped])
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
     unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text("".join(lines), encoding="utf-8")
+    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     os.replace(unfinished, path)
 
 
