@@ -1,4 +1,4 @@
-"""Small archives of invented photographs, as `fit_training.preparation.photographs` reads them."""
+"""Small archives of invented photographs, as `open_photographs` reads them."""
 
 import csv
 import io

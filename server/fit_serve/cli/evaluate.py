@@ -21,8 +21,8 @@ SHEET_COLUMNS = 8
 
 
 def evaluate(
-    photographs: Annotated[Path, typer.Option(help="Archive of the training photographs (zip).")],
-    validation: Annotated[Path, typer.Option(help="Archive of the validation photographs (zip).")],
+    photographs: Annotated[Path, typer.Option(help="Training photographs, as for prepare.")],
+    validation: Annotated[Path, typer.Option(help="Validation photographs, as for prepare.")],
     feature_network: Annotated[Path, typer.Option(help="Weights of the network that measures.")],
     model: Annotated[str, typer.Option(help='Folder of a bundle, or "embedded".')] = "embedded",
     num_images: Annotated[

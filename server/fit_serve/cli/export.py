@@ -10,7 +10,8 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or of the run.")],
     destination: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     autoencoder: Annotated[
-        Path, typer.Option(help="Folder of the autoencoder, in diffusers' layout.")
+        Path,
+        typer.Option(help='Folder of an autoencoder (diffusers), or of a bundle; or "embedded".'),
     ],
     name: Annotated[str, typer.Option(help="Name of the model, as clients see it.")],
     classes: Annotated[
@@ -34,6 +35,7 @@ def export(
     """Write averaged weights, autoencoder and sampling defaults as one folder."""
     from fit_models.bundle import SamplingDefaults, bundle_folder, load_bundle
     from fit_serve.cli.prepare import read_class_names
+    from fit_training.autoencoder.autoencoder_folder import autoencoder_folder
     from fit_training.export import export_bundle, remove_bundle
 
     defaults = SamplingDefaults(num_inference_steps, guidance_scale, guidance_interval, sampler)
@@ -41,7 +43,13 @@ def export(
     if replace and (destination / "model_index.json").exists():
         remove_bundle(bundle_folder(str(destination)))
     run = export_bundle(
-        checkpoint, autoencoder, destination, name, class_names, defaults, guided_channels
+        checkpoint,
+        autoencoder_folder(autoencoder),
+        destination,
+        name,
+        class_names,
+        defaults,
+        guided_channels,
     )
     bundle = load_bundle(str(destination))
     num_bytes = sum(path.stat().st_size for path in destination.rglob("*.safetensors"))

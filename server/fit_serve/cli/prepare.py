@@ -1,28 +1,49 @@
 """`fit-serve prepare`: photographs in, latents for `train` out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from fit_training.preparation.fit_rule import FitRule
+    from fit_training.preparation.image_variants import VariantConfig
+
+SHOWN_SKIPPED = 5
+
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Archive of photographs (zip).")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Photographs: a folder CLASS/name.jpg, a zip, tar shards or parquet."),
+    ],
     destination: Annotated[Path, typer.Argument(help="Folder for the latents.")],
     autoencoder: Annotated[
-        Path, typer.Option(help="Folder of the autoencoder, in diffusers' layout.")
-    ],
+        Path,
+        typer.Option(
+            help='Folder of an autoencoder in diffusers\' layout, of a bundle, or "embedded".'
+        ),
+    ] = Path("embedded"),
     feature_network: Annotated[
-        Path, typer.Option(help="Weights of the network whose features training aligns with.")
-    ],
+        Path | None,
+        typer.Option(help="Weights of the network whose features training may align with."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Which photographs: train or val.")] = "train",
     classes: Annotated[
         Path | None,
         typer.Option(help="File with one class name a line, in the order of their ids."),
     ] = None,
-    num_variants: Annotated[int, typer.Option(help="Images made of each photograph.")] = 4,
+    rule: Annotated[
+        str, typer.Option(help="What becomes of a photograph: augment, or fit as FiT was trained.")
+    ] = "augment",
+    max_side: Annotated[
+        int | None, typer.Option(help="Of rule fit: S of the limit S x S in pixels; else 256.")
+    ] = None,
+    num_variants: Annotated[
+        int | None, typer.Option(help="Of rule augment: images of each photograph; else 4.")
+    ] = None,
     augment: Annotated[
-        bool, typer.Option(help="Crop, resize and mirror; without it one plain image a photo.")
+        bool, typer.Option(help="Several images of each photo; without it one plain one.")
     ] = True,
     alignment_basis: Annotated[
         Path | None, typer.Option(help="Basis of the training folder, for a validation folder.")
@@ -33,8 +54,7 @@ def prepare(
 ) -> None:
     """Turn photographs into latents, once, before training; goes on where it was stopped."""
     from fit_serve.cli.progress import progress_bar
-    from fit_training.preparation.image_variants import VariantConfig
-    from fit_training.preparation.prepare import PrepareConfig, prepare_latents
+    from fit_training.preparation.prepare import SKIPPED, PrepareConfig, prepare_latents
 
     config = PrepareConfig(
         photographs=source,
@@ -43,14 +63,41 @@ def prepare(
         feature_network=feature_network,
         split=split,
         class_names=None if classes is None else read_class_names(classes),
-        variants=VariantConfig(num_variants=num_variants if augment else 1, augment=augment),
+        variants=variants_of(rule, augment, num_variants, max_side),
         seed=seed,
         alignment_basis=alignment_basis,
         num_workers=num_workers,
         device=device,
     )
     with progress_bar("preparing", "images") as advance:
-        prepare_latents(config, advance)
+        made = prepare_latents(config, advance)
+    typer.echo(
+        f"{destination}: {made.num_images} images of {made.num_photographs} photographs "
+        f"in {made.num_classes} classes"
+    )
+    if made.skipped:
+        typer.echo(f"skipped {len(made.skipped)}, listed in {destination / SKIPPED}:", err=True)
+        for each in made.skipped[:SHOWN_SKIPPED]:
+            typer.echo(f"  {each.path}: {each.reason}", err=True)
+
+
+def variants_of(
+    rule: str, augment: bool, num_variants: int | None, max_side: int | None
+) -> "VariantConfig | FitRule":
+    """Choose the rule; raises `ValueError` for an unknown one and for another rule's options."""
+    from fit_training.preparation.fit_rule import FitRule
+    from fit_training.preparation.image_variants import VariantConfig
+
+    if rule == "fit":
+        if num_variants is not None:
+            raise ValueError(f"num_variants: {num_variants} goes with --rule augment only")
+        return FitRule(max_side=256 if max_side is None else max_side, mixed=augment)
+    if rule != "augment":
+        raise ValueError(f"rule: {rule!r} is neither augment nor fit")
+    if max_side is not None:
+        raise ValueError(f"max_side: {max_side} goes with --rule fit only")
+    count = 4 if num_variants is None else num_variants
+    return VariantConfig(num_variants=count if augment else 1, augment=augment)
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from fit_training.feature_network import (
     load_feature_network,
     network_input,
 )
-from fit_training.preparation.photographs import PhotographArchive
+from fit_training.preparation.sources.opening import open_photographs
 from support.feature_weights import invented_weights, write_feature_weights
 from support.shared_data import shared_data
 
@@ -138,9 +138,7 @@ def test_an_absent_file_is_refused(tmp_path: Path):
 def test_the_released_weights_know_dalmatians():
     data = shared_data()
     network = load_feature_network(data / "features" / "efficientnet_lite0_fp16.safetensors")
-    with PhotographArchive(
-        data / "caltech101" / "caltech101_192_val.zip", ["dalmatian"]
-    ) as archive:
+    with open_photographs(data / "caltech101" / "caltech101_192_val.zip", ["dalmatian"]) as archive:
         opened = [archive.open(photograph) for photograph in archive.photographs]
     images = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in opened]
     with torch.inference_mode():

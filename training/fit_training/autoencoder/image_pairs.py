@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fit_models.autoencoder import Autoencoder
-from fit_training.preparation.photographs import PhotographArchive
+from fit_training.preparation.decoding import BrokenPhotographError
+from fit_training.preparation.sources.opening import open_photographs
 
 INDEX_NAME = "index.json"
 TEACHER_BATCH_PIXELS = 1 << 17
@@ -35,7 +36,7 @@ COVERED_SHARE = 0.75  # tiles are cut until their area is this share of the phot
 class PairConfig:
     """Where the photographs and the teacher are, and how tiles are cut.
 
-    `archive` is a zip for `PhotographArchive`, `teacher` a folder for `Autoencoder`, `folder` what
+    `archive` is what `open_photographs` takes, `teacher` a folder for `Autoencoder`, `folder` what
     is written. `sides` are the lengths in pixels a tile may have in either direction (multiples of
     8), `scales` the range of the random resize, `shard_tiles` the most tiles in a file.
     """
@@ -191,9 +192,12 @@ def _claim(config: PairConfig) -> None:
 def _plan_shards(config: PairConfig) -> dict[str, Tensor]:
     """Cut everything and group it by size: the tiles of every shard, by file name."""
     by_size: dict[tuple[int, int], list[Tensor]] = {}
-    with PhotographArchive(config.archive) as archive:
+    with open_photographs(config.archive) as archive:
         for number, photograph in enumerate(archive.photographs):
-            image = archive.open(photograph)
+            try:
+                image = archive.open(photograph)
+            except BrokenPhotographError:
+                continue
             for tile in cut_tiles(image, config, seed=f"{config.seed}/{number}"):
                 by_size.setdefault((tile.height, tile.width), []).append(to_tensor(tile))
     shards = {}

@@ -12,7 +12,8 @@ from torch import Tensor
 from fit_models.autoencoder import Autoencoder
 from fit_training.autoencoder.image_pairs import to_tensor
 from fit_training.autoencoder.reconstruction import psnr
-from fit_training.preparation.photographs import PhotographArchive
+from fit_training.preparation.decoding import BrokenPhotographError
+from fit_training.preparation.photographs import PhotographSource
 
 MULTIPLE = 16  # sides are cut to it: a token of a patch-2 transformer
 
@@ -37,15 +38,18 @@ class AutoencoderQuality:
 
 
 def measure_autoencoder(
-    student: Autoencoder, teacher: Autoencoder, archive: PhotographArchive
+    student: Autoencoder, teacher: Autoencoder, archive: PhotographSource
 ) -> AutoencoderQuality:
     """Measure a student on every photograph of an archive, at its own size cut to multiples of 16.
 
-    Each autoencoder computes in the type its weights have.
+    Each autoencoder computes in the type its weights have. Broken photographs do not count.
     """
     measured = []
     for photograph in archive.photographs:
-        photo_13HW = cut_to_multiple(archive.open(photograph))[None]
+        try:
+            photo_13HW = cut_to_multiple(archive.open(photograph))[None]
+        except BrokenPhotographError:
+            continue
         measured.append(_measure_one(student, teacher, photo_13HW))
     means = torch.tensor(measured, dtype=torch.float64).mean(dim=0).tolist()
     names = [each.name for each in fields(AutoencoderQuality)]

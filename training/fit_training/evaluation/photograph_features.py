@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from fit_training.evaluation.evaluate import LabelledFeatures
 from fit_training.evaluation.measures import extract_features
 from fit_training.feature_network import FeatureNetwork
-from fit_training.preparation.photographs import PhotographArchive
+from fit_training.preparation.decoding import BrokenPhotographError
+from fit_training.preparation.sources.opening import open_photographs
 
 OnProgress = Callable[[int, int], None]
 _BATCH = 32
@@ -29,7 +30,7 @@ def archive_classes(archive: Path, class_names: Sequence[str]) -> tuple[str, ...
     Raises:
         ValueError: the archive is unreadable or lacks a class.
     """
-    with PhotographArchive(archive) as photographs:
+    with open_photographs(archive) as photographs:
         own = {_comparable(name): name for name in photographs.class_names}
     if missing := [name for name in class_names if _comparable(name) not in own]:
         raise ValueError(f"photographs: {archive} has no photo of {missing}")
@@ -39,7 +40,7 @@ def archive_classes(archive: Path, class_names: Sequence[str]) -> tuple[str, ...
 def photograph_shapes(archive: Path, class_names: Sequence[str]) -> list[list[tuple[int, int]]]:
     """(height, width) in pixels of every photo, class by class."""
     shapes: list[list[tuple[int, int]]] = [[] for _ in class_names]
-    with PhotographArchive(archive, archive_classes(archive, class_names)) as photographs:
+    with open_photographs(archive, archive_classes(archive, class_names)) as photographs:
         for photograph in photographs.photographs:
             shapes[photograph.label].append((photograph.height, photograph.width))
     return shapes
@@ -55,7 +56,7 @@ def photograph_features(
     """Features of all photos of the classes, labelled by position in `class_names`.
 
     Args:
-        archive: zip that `fit_training.preparation.photographs` reads.
+        archive: what `open_photographs` reads: folder, zip, tar or parquet.
         class_names: of the model; see `archive_classes`.
         network: its weights decide the features.
         cache: folder where the features are kept under a digest of archive, classes and weights;
@@ -72,17 +73,23 @@ def photograph_features(
         on_progress(len(tensors["labels"]), len(tensors["labels"]))
         return LabelledFeatures(tensors["features"], tensors["labels"])
     features, labels = [], []
-    with PhotographArchive(archive, names) as photographs:
-        chosen = photographs.photographs
+    with open_photographs(archive, names) as source:
+        chosen = source.photographs
         for start in range(0, len(chosen), _BATCH):
             group = chosen[start : start + _BATCH]
-            images = [
-                torch.from_numpy(np.array(photographs.open(photograph))).permute(2, 0, 1)
-                for photograph in group
-            ]
-            features.append(extract_features(network, images))
-            labels += [photograph.label for photograph in group]
-            on_progress(len(labels), len(chosen))
+            images = []
+            for photograph in group:
+                try:
+                    pixels_HW3 = np.array(source.open(photograph))
+                except BrokenPhotographError:
+                    continue
+                images.append(torch.from_numpy(pixels_HW3).permute(2, 0, 1))
+                labels.append(photograph.label)
+            if images:
+                features.append(extract_features(network, images))
+            on_progress(start + len(group), len(chosen))
+    if not features:
+        raise ValueError(f"photographs: not one of the {len(chosen)} in {archive} can be read")
     result = LabelledFeatures(torch.cat(features), torch.tensor(labels))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +101,8 @@ def photograph_features(
 def _digest(archive: Path, names: Sequence[str], network: FeatureNetwork) -> str:
     """Sixteen hex digits that change with the photos, the classes or the network's weights."""
     digest = hashlib.sha256()
-    with archive.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+    with open_photographs(archive, names) as source:
+        digest.update(source.fingerprint().encode())
     digest.update("\n".join(names).encode())
     for weight in network.state_dict().values():
         digest.update(weight.contiguous().numpy().tobytes())

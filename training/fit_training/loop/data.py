@@ -24,7 +24,10 @@ _CHUNK_IMAGES = 8
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Images end to end: tokens [T, K], features [T, A], labels [S] and grids (rows, columns)."""
+    """Images end to end: tokens [T, K], features [T, A], labels [S] and grids (rows, columns).
+
+    A is 0 where the folder was prepared without a feature network.
+    """
 
     tokens: Tensor
     features: Tensor
@@ -57,7 +60,7 @@ class LatentDataset:
             1.0 / (spread.square() + (mean - mean.mean()).square()).mean().sqrt()
         )
         self._tokens = torch.cat([s["tokens"] for s in shards])
-        self._features = torch.cat([s["features"] for s in shards])
+        self._features = torch.cat([s.get("features", s["tokens"][:, :0]) for s in shards])
         self.grids = torch.cat([s["grid"] for s in shards]).long().numpy()
         new_label = np.array(
             [self.class_names.index(n) if n in self.class_names else -1 for n in prepared]

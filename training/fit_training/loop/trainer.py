@@ -26,7 +26,7 @@ from fit_training.loop.data import LatentBatch, LatentDataset
 from fit_training.loop.ema import AveragedWeights
 from fit_training.loop.lr import learning_rate_factor
 from fit_training.loop.optimizer import make_optimizers
-from fit_training.loop.repa import AlignmentHead, alignment_loss
+from fit_training.loop.repa import AlignmentHead, aligned_channels, alignment_loss
 from fit_training.loop.run_folder import RunFolder
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -59,6 +59,7 @@ class Trainer:
         self.network = FiTv2(named_config(config.model, len(self.data.class_names)))
         self.network.initialize()
         feature_channels = self.data.batch(self.data.epoch(1, 1.0, 0, 0)[0]).features.shape[1]
+        feature_channels = aligned_channels(feature_channels, config.alignment_weight, config.data)
         self.head = AlignmentHead(self.network.config.hidden_size, feature_channels)
         self.network.to(self.device)
         self.head.to(self.device)

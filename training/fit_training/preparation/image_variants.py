@@ -7,7 +7,8 @@ All areas are in square pixels, all sides in pixels.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,22 @@ class VariantConfig:
         if self.min_side > self.max_side:
             raise ValueError(f"min_side: {self.min_side} is above max_side {self.max_side}")
 
+    def applies(self, size: tuple[int, int], variant: int) -> bool:
+        """Whether a photo has this variant: each has them all."""
+        return True
+
+    def flips(self, variant: int) -> bool:
+        """Whether a variant is mirrored."""
+        return self.augment and variant % 2 == 1
+
+    def pixels(self, image: Image.Image, seed: int, photo: int, variant: int) -> Tensor:
+        """Render one variant of an RGB photo: uint8 [3, height, width]."""
+        return render(image, choose_variant(image.size, self, seed, photo, variant))
+
+    def options(self) -> dict[str, Any]:
+        """What a folder's index says of the variants."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class ImageVariant:
@@ -84,7 +101,7 @@ def choose_variant(
     area = math.exp(generator.uniform(math.log(smallest), math.log(largest)))
     box = (left, top, left + crop_width, top + crop_height)
     sides = token_sides(crop_width, crop_height, area, config)
-    return ImageVariant(box, *sides, flip=variant % 2 == 1)
+    return ImageVariant(box, *sides, flip=config.flips(variant))
 
 
 def token_sides(width: float, height: float, area: float, config: VariantConfig) -> tuple[int, int]:

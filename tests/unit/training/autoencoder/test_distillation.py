@@ -21,7 +21,7 @@ from fit_training.autoencoder.distillation import (
 from fit_training.autoencoder.image_pairs import PairConfig, write_image_pairs
 from fit_training.autoencoder.quality import measure_autoencoder
 from fit_training.autoencoder.reconstruction import LossWeights
-from fit_training.preparation.photographs import PhotographArchive
+from fit_training.preparation.sources.opening import open_photographs
 from support.feature_weights import write_feature_weights
 from support.photograph_archives import write_archive
 from support.small_autoencoders import write_small_autoencoder
@@ -118,7 +118,7 @@ def test_both_parts_come_nearer_to_the_teacher(config, source):
         totals = [report.terms["total"] for report in reports if report.part == part]
         assert totals[-1] < 0.6 * totals[0]
     teacher = Autoencoder.from_folder(source / "teacher")
-    with PhotographArchive(source / "photographs.zip") as archive:
+    with open_photographs(source / "photographs.zip") as archive:
         quality = measure_autoencoder(student, teacher, archive)
     assert quality.latent_rmse < 0.5 * quality.latent_rms
     assert quality.decoder_teacher_psnr > 30

@@ -6,7 +6,7 @@ import pytest
 
 from fit_models.autoencoder import Autoencoder
 from fit_training.autoencoder.quality import cut_to_multiple, measure_autoencoder
-from fit_training.preparation.photographs import PhotographArchive
+from fit_training.preparation.sources.opening import open_photographs
 from support.photograph_archives import invented_photograph, write_archive
 from support.small_autoencoders import write_small_autoencoder
 
@@ -14,7 +14,7 @@ from support.small_autoencoders import write_small_autoencoder
 def test_the_teacher_as_its_own_student_errs_nowhere(tmp_path):
     teacher = Autoencoder.from_folder(write_small_autoencoder(tmp_path / "teacher"))
     photographs = [("owl", 40, 33), ("fox", 16, 50)]
-    with PhotographArchive(write_archive(tmp_path / "photographs.zip", photographs)) as archive:
+    with open_photographs(write_archive(tmp_path / "photographs.zip", photographs)) as archive:
         same = measure_autoencoder(teacher, teacher, archive)
         other = Autoencoder.from_folder(write_small_autoencoder(tmp_path / "other", seed=1))
         different = measure_autoencoder(other, teacher, archive)

@@ -9,14 +9,10 @@ from fit_models.patches import patchify
 from fit_training.feature_network import load_feature_network
 from fit_training.preparation.alignment import load_alignment_basis, token_activations
 from fit_training.preparation.image_variants import VariantConfig, choose_variant, render
+from fit_training.preparation.latent_preparation import BASIS, LatentPreparation
 from fit_training.preparation.latent_shards import read_index, read_shard
-from fit_training.preparation.photographs import PhotographArchive
-from fit_training.preparation.prepare import (
-    BASIS,
-    LatentPreparation,
-    PrepareConfig,
-    prepare_latents,
-)
+from fit_training.preparation.prepare import PrepareConfig, prepare_latents
+from fit_training.preparation.sources.opening import open_photographs
 from support.feature_weights import write_feature_weights
 from support.photograph_archives import write_archive
 
@@ -94,11 +90,12 @@ def test_tokens_and_features_are_those_of_the_rendered_photo(prepared: PrepareCo
     index = read_index(prepared.destination)
     shard = read_shard(prepared.destination, index["shards"][-1])
     autoencoder = Autoencoder.from_folder(prepared.autoencoder).to(dtype=torch.bfloat16)
+    assert prepared.feature_network is not None
     network = load_feature_network(prepared.feature_network).to(torch.bfloat16)
     basis = load_alignment_basis(prepared.destination / BASIS)
     first = int(shard["grid"][0].prod())  # variant 1, image 1 of the last shard: a flipped one
     photo = int(shard["photo"][1])
-    with PhotographArchive(prepared.photographs, CLASS_NAMES) as archive:
+    with open_photographs(prepared.photographs, CLASS_NAMES) as archive:
         by_path = {photograph.path: photograph for photograph in archive.photographs}
         photograph = by_path[index["photographs"][photo]]
         size = (photograph.width, photograph.height)
@@ -174,7 +171,7 @@ def test_validation_photos_get_the_training_folders_basis(prepared: PrepareConfi
     prepare_latents(validation)
     assert (validation.destination / BASIS).read_bytes() == basis_path.read_bytes()
     index = read_index(validation.destination)
-    with PhotographArchive(validation.photographs, CLASS_NAMES) as archive:
+    with open_photographs(validation.photographs, CLASS_NAMES) as archive:
         sides = {
             photo.path: [photo.height // 16, photo.width // 16] for photo in archive.photographs
         }
@@ -193,7 +190,7 @@ def test_validation_photos_get_the_training_folders_basis(prepared: PrepareConfi
 
 def test_batches_hold_one_size_and_stay_within_their_pixels(config: PrepareConfig):
     limited = replace(config, max_batch_pixels=2 * 64 * 64)
-    with PhotographArchive(config.photographs, CLASS_NAMES) as archive:
+    with open_photographs(config.photographs, CLASS_NAMES) as archive:
         batches = LatentPreparation(limited, archive).batches(range(NUM_CHOSEN), variant=0)
     assert sorted(image.photo for batch in batches for image in batch) == list(range(NUM_CHOSEN))
     for batch in batches:

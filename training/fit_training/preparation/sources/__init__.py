@@ -1,0 +1,1 @@
+"""Readers of labelled photographs, one a kind of container."""
