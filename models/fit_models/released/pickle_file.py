@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from fit_models.released.container import Container
 # What a reader meets in bytes that nobody wrote on purpose, or somebody on purpose did.
 _FAILURES = (
     pickle.UnpicklingError,
+    struct.error,
     RuntimeError,
     EOFError,
     ValueError,
@@ -36,12 +39,13 @@ def load_pickle(path: Path, container: Container) -> Any:
         ValueError: the file is broken, or holds anything but tensors and plain containers.
     """
     try:
-        return torch.load(
-            path,
-            map_location="cpu",
-            weights_only=True,
-            mmap=container is Container.TORCH_ZIP,
-        )
+        if container is not Container.TORCH_ZIP:
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, "weights.bin")  # torch takes a name in .safetensors at its word
+            link.symlink_to(path.resolve())
+            return torch.load(link, map_location="cpu", weights_only=True, mmap=True)
     except _FAILURES as error:
         raise ValueError(f"weights: {path} ({container.value}) {_say_why(error)}") from error
 
