@@ -185,7 +185,7 @@ def test_a_folder_must_leave_no_choice(tmp_path: Path, tensors: dict[str, Tensor
 def test_shards_hold_a_name_once_and_are_no_pickles(tmp_path: Path, tensors: dict[str, Tensor]):
     write_shards(tmp_path / "twice", tensors, 2)
     save_file(tensors, tmp_path / "twice" / "part-1.safetensors")
-    with pytest.raises(ValueError, match="is in .* and in a shard before it"):
+    with pytest.raises(ValueError, match=r"is in .* and in a shard before it"):
         read(tmp_path / "twice")
     write_shards(tmp_path / "pickled", tensors, 2)
     write_pickle(tmp_path / "pickled" / "part-1.safetensors", tensors)
