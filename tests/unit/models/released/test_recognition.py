@@ -99,7 +99,9 @@ def test_fit_v1_is_known_and_not_served():
 
 def test_dit_is_known_and_not_served():
     names = ("pos_embed", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
-    dit: Shapes = dict.fromkeys((*names, "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"), (4, 4))
+    dit: Shapes = dict.fromkeys(
+        (*names, "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"), (4, 4)
+    )
     with pytest.raises(ValueError, match="this is DiT or SiT, which is not served yet"):
         recognise(dit, 4)
 
