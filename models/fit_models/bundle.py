@@ -119,11 +119,17 @@ def load_bundle(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
     adapters: Sequence[str | Path] = (),
+    lay_out: bool = True,
 ) -> Bundle:
     """Load network and autoencoder; device and dtype may be "auto", see `fit_models.device`.
 
-    Adapters, by their folders, are merged into the network's weights. The bundle's name then ends
-    in theirs ("base+dogs"), and the classes they bring follow the bundle's own.
+    Args:
+        name_or_path: as for `bundle_folder`.
+        device, dtype: where the weights go, and as what.
+        adapters: by their folders, merged into the network's weights. The bundle's name then ends
+            in theirs ("base+dogs"), and the classes they bring follow the bundle's own.
+        lay_out: bring the weights into the order that is served from. Without it those on a CPU,
+            in the dtype they are stored in, stay memory-mapped: enough to see that all is there.
 
     Raises:
         ValueError: a file is missing, unreadable or does not fit, or an adapter was made for other
@@ -133,20 +139,15 @@ def load_bundle(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     index = _read_json(folder / MODEL_INDEX)
-    config_values = _read_json(folder / "transformer" / "config.json")
-    if config_values.get("_class_name") != _NETWORK_CLASS:
-        raise ValueError(
-            f"transformer/config.json: _class_name is {config_values.get('_class_name')!r}; "
-            f"known: {_NETWORK_CLASS}"
-        )
-    config = ModelConfig.from_dict(config_values)
+    config = read_network_config(folder)
     with torch.device("meta"):
         network = FiTv2(config)
     load_weights(network, folder / "transformer", device, dtype)
     loaded = [load_adapter(path) for path in adapters]
     class_names = merge_adapters(network, loaded, _class_names(index, config))
     network.eval().requires_grad_(False)
-    lay_out_weights(network)
+    if lay_out:
+        lay_out_weights(network)
     autoencoder = Autoencoder.from_folder(folder / "vae").to(device, dtype)
     if autoencoder.latent_channels != config.in_channels:
         raise ValueError(
@@ -163,6 +164,21 @@ def load_bundle(
     )
 
 
+def read_network_config(folder: Path) -> ModelConfig:
+    """What the network of a bundle is made of.
+
+    Raises:
+        ValueError: `transformer/config.json` is missing or is not that of a network we know.
+    """
+    values = _read_json(folder / "transformer" / "config.json")
+    if values.get("_class_name") != _NETWORK_CLASS:
+        raise ValueError(
+            f"transformer/config.json: _class_name is {values.get('_class_name')!r}; "
+            f"known: {_NETWORK_CLASS}"
+        )
+    return ModelConfig.from_dict(values)
+
+
 def save_bundle(
     folder: Path,
     name: str,
@@ -170,10 +186,13 @@ def save_bundle(
     weights: Mapping[str, Tensor],
     class_names: Sequence[str],
     defaults: SamplingDefaults,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = torch.bfloat16,
     max_shard_bytes: int = 15 * 2**20,
 ) -> None:
-    """Write everything but `vae/`, which is a folder of its own kind and is copied."""
+    """Write everything but `vae/`, which is a folder of its own kind and is copied.
+
+    A dtype of None keeps that of each tensor.
+    """
     save_weights(weights, folder / "transformer", dtype, max_shard_bytes)
     _write_json(
         folder / "transformer" / "config.json", {"_class_name": _NETWORK_CLASS, **config.to_dict()}

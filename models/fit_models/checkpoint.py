@@ -7,7 +7,7 @@ A network is made on the meta device, so its memory is taken once, by the weight
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,20 +34,34 @@ def load_weights(
     Raises:
         ValueError: a file is absent or broken, or a name or shape does not match exactly.
     """
+    stored = map_tensors(weight_files(source))
+    tensors = {key.removeprefix("module."): tensor for key, tensor in stored.items()}
+    check_names(network, tensors, source)
+    del stored  # each tensor goes once it is converted
+    for key, tensor in tensors.items():
+        tensors[key] = tensor.to(device=device, dtype=dtype)
+    network.load_state_dict(tensors, strict=True, assign=True)
+
+
+def map_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of safetensors files by their names there; memory-mapped, not copied.
+
+    Raises:
+        ValueError: a file is broken, or two of them hold the same name.
+    """
     tensors: dict[str, Tensor] = {}
-    for path in weight_files(source):
+    for path in files:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    tensors[key.removeprefix("module.")] = file.get_tensor(key)
+                    if key in tensors:
+                        raise ValueError(f"weights: {key} is in {path} and in a shard before it")
+                    tensors[key] = file.get_tensor(key)
         except SafetensorError as error:
             raise ValueError(
                 f"weights: {path} is not a readable safetensors file: {error}"
             ) from error
-    _check_names(network, tensors, source)
-    for key, tensor in tensors.items():
-        tensors[key] = tensor.to(device=device, dtype=dtype)
-    network.load_state_dict(tensors, strict=True, assign=True)
+    return tensors
 
 
 def weight_files(source: Path) -> list[Path]:
@@ -62,64 +76,100 @@ def weight_files(source: Path) -> list[Path]:
         return [source / WEIGHTS]
     if not (source / INDEX).is_file():
         raise ValueError(f"weights: {source} holds neither {WEIGHTS} nor {INDEX}")
+    return indexed_files(source / INDEX)
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The shards that an index names, all of them beside it.
+
+    Raises:
+        ValueError: the index has no usable map, or names a file that is not there, or one outside.
+    """
+    folder = index.parent
     try:
-        names = set(json.loads((source / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"weights: {source / INDEX} has no usable weight_map") from error
-    files = [source / str(name) for name in sorted(names)]
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"weights: {index} has no usable weight_map") from error
+    files = [folder / name for name in sorted(str(name) for name in names)]
     for path in files:
-        if path.parent != source:  # a link inside the folder is fine: model caches are made of them
-            raise ValueError(f"weights: {INDEX} names {str(path)!r}, outside its folder")
+        if path.parent != folder:  # a link inside the folder is fine: model caches are made of them
+            raise ValueError(f"weights: {index.name} names {str(path)!r}, outside its folder")
         if not path.is_file():
-            raise ValueError(f"weights: {INDEX} names {path.name}, which is not in {source}")
+            raise ValueError(f"weights: {index.name} names {path.name}, which is not in {folder}")
     return files
 
 
 def save_weights(
     state: Mapping[str, Tensor],
     folder: Path,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> list[Path]:
     """Write a state dict into a folder, in shards with an index where one file would be too large.
+
+    Args:
+        state: converted shard by shard, so that one shard is held twice at most.
+        folder: is made.
+        dtype: of what is written; None keeps that of each tensor.
+        max_shard_bytes: a larger tensor has a shard of its own.
 
     Returns:
         the files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, Tensor]] = [{}]
-    size = total = 0
-    for key, value in state.items():
-        tensor = value.detach().to("cpu", dtype).contiguous()
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][key] = tensor
-        size += tensor.nbytes
-        total += tensor.nbytes
+    shards = _plan_shards(state, dtype, max_shard_bytes)
     for stale in (WEIGHTS, INDEX):  # of the other layout, which a reader might find first
         (folder / stale).unlink(missing_ok=True)
-    if len(shards) == 1:
-        _save(shards[0], folder / WEIGHTS)
-        return [folder / WEIGHTS]
     stem = WEIGHTS.removesuffix(".safetensors")
-    paths, weight_map = [], {}
-    for number, shard in enumerate(shards, start=1):
-        path = folder / f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(shard, path)
-        weight_map.update(dict.fromkeys(shard, path.name))
+    paths, weight_map, total = [], {}, 0
+    for number, keys in enumerate(shards, start=1):
+        numbered = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        path = folder / (WEIGHTS if len(shards) == 1 else numbered)
+        total += save_tensors({key: state[key] for key in keys}, path, dtype)
+        weight_map.update(dict.fromkeys(keys, path.name))
         paths.append(path)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return paths
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> int:
+    """Write one safetensors file; dtype None keeps that of each tensor.
+
+    Returns:
+        bytes of all tensors, as written.
+    """
+    written = {
+        key: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        for key, tensor in tensors.items()
+    }
+    save_file(written, path, metadata={"format": "pt"})
     path.chmod(0o644)  # the library writes for the owner alone; a server often is somebody else
+    return sum(tensor.nbytes for tensor in written.values())
 
 
-def _check_names(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+def _plan_shards(
+    state: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int
+) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, tensor in state.items():
+        num_bytes = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if shards[-1] and size + num_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += num_bytes
+    return shards
+
+
+def check_names(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Refuse tensors that are not exactly a network's, by name and by shape.
+
+    Raises:
+        ValueError: names are missing or unexpected, or a shape differs; the message says which.
+    """
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     missing = sorted(set(wanted) - set(tensors))
     unexpected = sorted(set(tensors) - set(wanted))

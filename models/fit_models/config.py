@@ -142,7 +142,7 @@ class ModelConfig:
             raise ValueError(f"model config does not fit: {error}") from error
 
 
-_HR_ROPE = RopeConfig(mode="ntk-aware", decouple=True, ori_max_pe_len=16)
+HR_ROPE = RopeConfig(mode="ntk-aware", decouple=True, ori_max_pe_len=16)
 _XL = ModelConfig(hidden_size=1152, depth=36, num_heads=16, adaln_lora_dim=288)
 _3B = ModelConfig(hidden_size=2304, depth=40, num_heads=24, adaln_lora_dim=576)
 
@@ -150,8 +150,8 @@ NAMED_CONFIGS: dict[str, ModelConfig] = {
     "FiTv2-B/2": ModelConfig(hidden_size=768, depth=15, num_heads=12, adaln_lora_dim=192),
     "FiTv2-XL/2": _XL,
     "FiTv2-3B/2": _3B,
-    "FiTv2-HR-XL/2": replace(_XL, rope=_HR_ROPE),
-    "FiTv2-HR-3B/2": replace(_3B, rope=_HR_ROPE),
+    "FiTv2-HR-XL/2": replace(_XL, rope=HR_ROPE),
+    "FiTv2-HR-3B/2": replace(_3B, rope=HR_ROPE),
     # Ours, for small machines and for tests.
     "FiTv2-S/2": ModelConfig(hidden_size=384, depth=12, num_heads=6, adaln_lora_dim=96),
     "FiTv2-Ti/2": ModelConfig(hidden_size=256, depth=6, num_heads=4, adaln_lora_dim=64),

@@ -6,8 +6,6 @@ takes the sampling defaults as given.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fit_models.autoencoder import WEIGHTS_NAME
+from fit_models.autoencoder_copy import copy_autoencoder
 from fit_models.bundle import MODEL_INDEX, SamplingDefaults, save_bundle
 from fit_models.checkpoint import INDEX
 from fit_models.config import ModelConfig, named_config
@@ -125,24 +123,6 @@ def remove_bundle(folder: Path) -> None:
         for path in (folder / part).glob("*"):
             if path.suffix == ".safetensors" or path.name in _BUNDLE_CONFIGS:
                 path.unlink()
-
-
-def copy_autoencoder(source: Path, destination: Path, shift: float, scale: float) -> None:
-    """Copy config and weights; the copy's latents are (raw - shift) * scale.
-
-    Raises:
-        ValueError: the source lacks one of the two files.
-    """
-    for name in ("config.json", WEIGHTS_NAME):
-        if not (source / name).is_file():
-            raise ValueError(f"autoencoder: {source} holds no {name}")
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)  # where it lay on the machine that saved it
-    config["shift_factor"], config["scaling_factor"] = shift, scale
-    destination.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / WEIGHTS_NAME, destination / WEIGHTS_NAME)
-    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
-    (destination / "config.json").write_text(text, encoding="utf-8")
 
 
 def _newest(folder: Path) -> dict[str, Any]:

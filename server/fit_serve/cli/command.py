@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from fit_serve.cli.bench import app as bench_app
 from fit_serve.cli.calibrate import calibrate
 from fit_serve.cli.calibrate_cache import calibrate_cache
+from fit_serve.cli.convert import convert
 from fit_serve.cli.doctor import doctor
 from fit_serve.cli.evaluate import evaluate
 from fit_serve.cli.export import export
@@ -56,6 +57,7 @@ app.command()(prepare)
 app.command()(train)
 app.command()(train_autoencoder)
 app.command()(export)
+app.command()(convert)
 app.command()(evaluate)
 app.add_typer(bench_app, name="bench")
 app.command()(calibrate)

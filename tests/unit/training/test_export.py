@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from fit_models.autoencoder_copy import copy_autoencoder
 from fit_models.bundle import SamplingDefaults, load_bundle
 from fit_models.config import named_config
 from fit_models.networks.fitv2 import FiTv2
-from fit_training.export import copy_autoencoder, export_bundle, read_run, remove_bundle
+from fit_training.export import export_bundle, read_run, remove_bundle
 from fit_training.loop.checkpoints import read_checkpoint, save_checkpoint
 from support.small_autoencoders import write_small_autoencoder
 
