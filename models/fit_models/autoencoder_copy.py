@@ -13,14 +13,17 @@ from fit_models.autoencoder import WEIGHTS_NAME
 
 
 def copy_autoencoder(
-    source: Path, destination: Path, shift: float | None = None, scale: float | None = None
+    source: Path, destination: Path, shift: float = 0.0, scale: float = 1.0
 ) -> None:
-    """Copy config and weights; the copy's latents are (raw - shift) * scale.
+    """Copy config and weights; the copy's latents are (the source's - shift) * scale.
+
+    The source's latents are what it encodes to, after a shift and a scale that its own config may
+    hold: the copy's config says both moves as one.
 
     Args:
         source: folder in diffusers' layout.
         destination: folder of the copy, is made.
-        shift, scale: None keeps what the source's config says.
+        shift, scale: what a network was trained on, from what the source encodes to.
 
     Raises:
         ValueError: the source lacks one of the two files.
@@ -30,10 +33,11 @@ def copy_autoencoder(
             raise ValueError(f"autoencoder: {source} holds no {name}")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # where it lay on the machine that saved it
-    if shift is not None:
-        config["shift_factor"] = shift
-    if scale is not None:
-        config["scaling_factor"] = scale
+    if (shift, scale) != (0.0, 1.0):
+        own_shift, own_scale = config.get("shift_factor"), config.get("scaling_factor")
+        own_scale = 1.0 if own_scale is None else own_scale
+        config["shift_factor"] = (own_shift or 0.0) + shift / own_scale
+        config["scaling_factor"] = own_scale * scale
     destination.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / WEIGHTS_NAME, destination / WEIGHTS_NAME)
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
