@@ -1,7 +1,8 @@
 """The training loop, readable top to bottom.
 
 Packed flow matching: images of unlike sizes lie end to end in one batch, exactly as they are
-served. Resumes from the newest checkpoint of its output folder by itself.
+served. Resumes from the newest checkpoint of its output folder by itself. What is learned does not
+depend on the number of processes: each takes its share of every step's micro-batches.
 """
 
 from __future__ import annotations
@@ -26,12 +27,25 @@ from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentBatch, LatentDataset
 from fit_training.loop.ema import AveragedWeights
 from fit_training.loop.lr import learning_rate_factor
+from fit_training.loop.micro_batches import OptimizerStep, optimizer_steps
 from fit_training.loop.optimizer import make_optimizers
+from fit_training.loop.processes import Processes, one_process, processes_of_environment
+from fit_training.loop.recomputation import recompute_in_backward
 from fit_training.loop.repa import AlignmentHead, alignment_loss
+from fit_training.loop.sharding import (
+    clip_gradients,
+    load_optimizer,
+    load_weights,
+    shard,
+    sliced_like,
+    whole_tree,
+)
 from fit_training.loop.state import load_newest_checkpoint, save_checkpoint
 
 OnProgress = Callable[[dict[str, Any]], None]
 _VALIDATION_SEED = 1234
+# Distances between the seeds of runs and of micro-batches: primes, so that steps seldom meet.
+_SEED_STRIDE, _MICRO_BATCH_STRIDE = 1_000_003, 15_485_863
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,20 @@ class StepLosses:
 
 
 class Trainer:
-    """A run: its data, network, optimizers and how far it has come."""
+    """A run: its data, network, optimizers and how far it has come.
 
-    def __init__(self, config: TrainConfig) -> None:
+    Raises:
+        ValueError: the micro-batches of a step cannot be dealt out evenly to the processes.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         torch.manual_seed(config.seed)
         self.config = config
-        self.device = _device(config.device)
+        self.processes = processes or one_process(config.device)
+        _check_shares(config, self.processes.world_size)
+        self.device = self.processes.device
         use_backend(config.operators, self.device)
         self.data = LatentDataset(Path(config.data), config.classes)
         self.validation = None
@@ -63,6 +83,9 @@ class Trainer:
         self.head = AlignmentHead(self.network.config.hidden_size, feature_channels)
         self.network.to(self.device)
         self.head.to(self.device)
+        if config.activation_checkpointing:
+            recompute_in_backward(self.network.blocks)
+        shard(self.network, self.head, self.processes)
         self.averaged = AveragedWeights(self.network, config.ema_decay)
         self.optimizers = make_optimizers(
             (self.network, self.head), config.optimizer, config.learning_rate, config.weight_decay
@@ -70,14 +93,14 @@ class Trainer:
         self.step, self.epoch, self.position, self.images_seen = 0, 0, 0, 0
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs."""
+        """All that `restore` needs, whatever the number of processes then; all must ask."""
         return {
             "config": self.config.to_dict(),
-            "network": self.network.state_dict(),
-            "head": self.head.state_dict(),
-            "averaged": self.averaged.weights,
+            "network": whole_tree(dict(self.network.state_dict())),
+            "head": whole_tree(dict(self.head.state_dict())),
+            "averaged": whole_tree(self.averaged.weights),
             "averaged_updates": self.averaged.num_updates,
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizers": [whole_tree(o.state_dict()) for o in self.optimizers],
             "progress": [self.step, self.epoch, self.position, self.images_seen],
             "num_images": len(self.data),
             "latents": [self.data.latent_shift, self.data.latent_scale],
@@ -85,11 +108,12 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; a data folder that grew since starts a new epoch."""
-        self.network.load_state_dict(state["network"])
-        self.head.load_state_dict(state["head"])
-        self.averaged.restore(state["averaged"], state["averaged_updates"])
+        load_weights(self.network, state["network"])
+        load_weights(self.head, state["head"])
+        mine = {k: sliced_like(v, self.averaged.weights[k]) for k, v in state["averaged"].items()}
+        self.averaged.restore(mine, state["averaged_updates"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer(optimizer, saved)
         self.step, self.epoch, self.position, self.images_seen = state["progress"]
         if state["num_images"] != len(self.data):
             self.epoch, self.position = self.epoch + 1, 0
@@ -97,17 +121,21 @@ class Trainer:
         if self.validation is not None:
             self.validation.use_normalisation_of(self.data)
 
-    def batches(self) -> Iterator[LatentBatch]:
-        """Batches from where the run stands, epoch after epoch."""
+    def steps(self) -> Iterator[OptimizerStep]:
+        """Steps from where the run stands, epoch after epoch; an epoch's last one may be smaller.
+
+        `position` counts the epoch's micro-batches.
+        """
         config = self.config
         while True:
             plan = self.data.epoch(
                 config.tokens_per_batch, config.class_balance, config.seed, self.epoch
             )
-            while self.position < len(plan):
-                images = plan[self.position]
-                self.position += 1
-                yield self.data.batch(images)
+            for step in optimizer_steps(
+                plan, self.data.lengths, config.micro_batches, self.position
+            ):
+                self.position += len(step.images)
+                yield step
             self.epoch, self.position = self.epoch + 1, 0
 
     def losses(self, batch: LatentBatch, generator: torch.Generator, dropout: float) -> StepLosses:
@@ -116,12 +144,13 @@ class Trainer:
         layout = layout_of_grids(
             batch.grids, network.config.head_dim, network.config.rope, self.device
         )
-        sigma_S = logit_normal_sigma(len(batch.grids), generator).to(self.device)
-        noise_TK = torch.randn(batch.tokens.shape, generator=generator).to(self.device)
-        dropped_S = torch.rand(len(batch.grids), generator=generator) < dropout
+        sigma_S, noise_TK, dropped_S = random_choices(batch, generator, dropout)
         label_S = batch.labels.masked_fill(dropped_S, network.config.null_label).to(self.device)
         x_TK, t_S, target_TK = flow_inputs(
-            batch.tokens.to(self.device), noise_TK, sigma_S, layout.seq_of_token
+            batch.tokens.to(self.device),
+            noise_TK.to(self.device),
+            sigma_S.to(self.device),
+            layout.seq_of_token,
         )
         captured: list[Tensor] = []
 
@@ -140,14 +169,33 @@ class Trainer:
         )
         return StepLosses(flow_S.mean(), alignment_loss(projected, batch.features.to(self.device)))
 
-    def train_step(self, batch: LatentBatch) -> dict[str, float]:
+    def accumulate(self, step: OptimizerStep) -> Tensor:
+        """Add up gradients over this process's micro-batches of a step.
+
+        Every image weighs the same for flow matching, every token for alignment, however the step
+        is cut. FSDP averages gradients over processes, hence the factor.
+
+        Returns:
+            [2]: flow-matching and alignment loss of the whole step.
+        """
+        processes, config = self.processes, self.config
+        total = torch.zeros(2, device=self.device)
+        for part in step.share(processes.rank, processes.world_size):
+            seed = config.seed * _SEED_STRIDE + self.step + part.index * _MICRO_BATCH_STRIDE
+            generator = torch.Generator().manual_seed(seed)
+            losses = self.losses(self.data.batch(part.images), generator, config.class_dropout)
+            flow, alignment = part.image_weight * losses.flow, part.token_weight * losses.alignment
+            (processes.world_size * (flow + config.alignment_weight * alignment)).backward()
+            total += torch.stack((flow, alignment)).detach()
+        return processes.sum(total)
+
+    def train_step(self, step: OptimizerStep) -> dict[str, float]:
         """One optimizer step; returns its scalars."""
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        losses = self.losses(batch, generator, config.class_dropout)
-        (losses.flow + config.alignment_weight * losses.alignment).backward()
-        parameters = [*self.network.parameters(), *self.head.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+        flow, alignment = self.accumulate(step).tolist()
+        norm = clip_gradients(
+            (*self.network.parameters(), *self.head.parameters()), config.gradient_clip
+        )
         factor = learning_rate_factor(
             self.step, config.num_steps, config.warmup_steps, config.decay_steps
         )
@@ -158,11 +206,11 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.network)
         self.step += 1
-        self.images_seen += len(batch.grids)
+        self.images_seen += step.num_images
         return {
-            "loss": float(losses.flow.detach()),
-            "alignment": float(losses.alignment.detach()),
-            "gradient_norm": float(norm),
+            "loss": flow,
+            "alignment": alignment,
+            "gradient_norm": norm,
             "learning_rate": config.learning_rate * factor,
         }
 
@@ -173,59 +221,90 @@ class Trainer:
         live = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged.weights)
         plan = self.validation.epoch(self.config.tokens_per_batch, 1.0, _VALIDATION_SEED, 0)
-        total = 0.0
-        for position, images in enumerate(plan):
-            generator = torch.Generator().manual_seed(_VALIDATION_SEED + position)
-            losses = self.losses(self.validation.batch(images), generator, 0.0)
-            total += float(losses.flow) * len(images)
+        total = torch.zeros((), dtype=torch.float64)
+        (everything,) = optimizer_steps(plan, self.validation.lengths, len(plan))
+        for part in everything.share(self.processes.rank, self.processes.world_size):
+            generator = torch.Generator().manual_seed(_VALIDATION_SEED + part.index)
+            losses = self.losses(self.validation.batch(part.images), generator, 0.0)
+            total += part.image_weight * float(losses.flow)
         self.network.load_state_dict(live)
-        return total / len(self.validation)
+        return float(self.processes.sum(total.to(self.device)))
 
 
 def train(config: TrainConfig, on_progress: OnProgress | None = None) -> Path:
     """Train (or go on training) until `num_steps`; SIGTERM saves and returns.
 
+    Started by torchrun, its processes share the work; the first one logs, reports and saves.
+
     Returns:
         The newest checkpoint's path.
     """
+    with processes_of_environment(config.device) as processes:
+        return _train(Trainer(config, processes), on_progress)
+
+
+def random_choices(
+    batch: LatentBatch, generator: torch.Generator, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All that is random in a loss, drawn on the CPU.
+
+    Returns:
+        noise levels [S], noise [T, K], whether the label is dropped [S].
+    """
+    return (
+        logit_normal_sigma(len(batch.grids), generator),
+        torch.randn(batch.tokens.shape, generator=generator),
+        torch.rand(len(batch.grids), generator=generator) < dropout,
+    )
+
+
+def _train(trainer: Trainer, on_progress: OnProgress | None) -> Path:
+    config, processes = trainer.config, trainer.processes
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config)
     if (state := load_newest_checkpoint(folder)) is not None:
         trainer.restore(state)
+    processes.require_same("step", trainer.step)
     stop: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
     started, tokens, images = time.monotonic(), 0, 0
     path = None
     try:
-        batches = trainer.batches()
-        while not stop and trainer.step < config.num_steps:  # first: a batch drawn is trained on
-            batch = next(batches)
-            scalars = trainer.train_step(batch)
-            tokens += len(batch.tokens)
-            images += len(batch.grids)
+        steps = trainer.steps()
+        # First: a step drawn is trained on.
+        while not processes.any(bool(stop)) and trainer.step < config.num_steps:
+            step = next(steps)
+            scalars = trainer.train_step(step)
+            tokens += step.num_tokens
+            images += step.num_images
             if trainer.step % config.log_every == 0:
                 seconds = time.monotonic() - started
                 rates = {"tokens_per_s": tokens / seconds, "images_per_s": images / seconds}
                 _log(folder, trainer, {**scalars, **rates}, on_progress)
                 started, tokens, images = time.monotonic(), 0, 0
             if trainer.step % config.checkpoint_every == 0:
-                path = save_checkpoint(
-                    folder, trainer.step, trainer.state(), config.keep_checkpoints
-                )
+                path = _save(trainer, folder)
                 if trainer.validation is not None:
                     loss = trainer.validation_loss()
                     _log(folder, trainer, {"validation_loss": loss}, on_progress)
     finally:
         signal.signal(signal.SIGTERM, previous)
     if path is None or trainer.step % config.checkpoint_every:
-        path = save_checkpoint(folder, trainer.step, trainer.state(), config.keep_checkpoints)
+        path = _save(trainer, folder)
     return path
+
+
+def _save(trainer: Trainer, folder: Path) -> Path:
+    state = trainer.state()
+    keep = trainer.config.keep_checkpoints
+    return trainer.processes.on_main(lambda: save_checkpoint(folder, trainer.step, state, keep))
 
 
 def _log(
     folder: Path, trainer: Trainer, scalars: dict[str, float], on_progress: OnProgress | None
 ) -> None:
+    if not trainer.processes.is_main:
+        return
     row = {
         "step": trainer.step,
         "epoch": trainer.epoch,
@@ -239,7 +318,9 @@ def _log(
         on_progress(row)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def _check_shares(config: TrainConfig, world_size: int) -> None:
+    if config.micro_batches % world_size:
+        raise ValueError(
+            f"micro_batches is {config.micro_batches}; "
+            f"it must be a multiple of the number of processes, {world_size}"
+        )
