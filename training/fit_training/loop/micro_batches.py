@@ -85,3 +85,16 @@ def optimizer_steps(
     for first in range(start, len(plan), micro_batches):
         images = tuple(plan[first : first + micro_batches])
         yield OptimizerStep(images, tuple(int(lengths[part].sum()) for part in images))
+
+
+def check_shares(micro_batches: int, world_size: int) -> None:
+    """Refuse a step that cannot be dealt out evenly.
+
+    Raises:
+        ValueError: `micro_batches` is no multiple of the number of processes.
+    """
+    if micro_batches % world_size:
+        raise ValueError(
+            f"micro_batches is {micro_batches}; "
+            f"it must be a multiple of the number of processes, {world_size}"
+        )

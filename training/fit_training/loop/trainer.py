@@ -20,16 +20,17 @@ from torch import Tensor, nn
 
 from fit_kernels import use_backend
 from fit_models.config import named_config
-from fit_models.diffusion.loss import flow_inputs, logit_normal_sigma, sequence_mean_square
+from fit_models.diffusion.loss import flow_inputs, sequence_mean_square
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentBatch, LatentDataset
 from fit_training.loop.ema import AveragedWeights
 from fit_training.loop.lr import learning_rate_factor
-from fit_training.loop.micro_batches import OptimizerStep, optimizer_steps
+from fit_training.loop.micro_batches import OptimizerStep, check_shares, optimizer_steps
 from fit_training.loop.optimizer import make_optimizers
 from fit_training.loop.processes import Processes, one_process, processes_of_environment
+from fit_training.loop.random_choices import draw_choices, micro_batch_generator
 from fit_training.loop.recomputation import recompute_in_backward
 from fit_training.loop.repa import AlignmentHead, alignment_loss
 from fit_training.loop.sharding import (
@@ -44,8 +45,6 @@ from fit_training.loop.state import load_newest_checkpoint, save_checkpoint
 
 OnProgress = Callable[[dict[str, Any]], None]
 _VALIDATION_SEED = 1234
-# Distances between the seeds of runs and of micro-batches: primes, so that steps seldom meet.
-_SEED_STRIDE, _MICRO_BATCH_STRIDE = 1_000_003, 15_485_863
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config = config
         self.processes = processes or one_process(config.device)
-        _check_shares(config, self.processes.world_size)
+        check_shares(config.micro_batches, self.processes.world_size)
         self.device = self.processes.device
         use_backend(config.operators, self.device)
         self.data = LatentDataset(Path(config.data), config.classes)
@@ -144,12 +143,12 @@ class Trainer:
         layout = layout_of_grids(
             batch.grids, network.config.head_dim, network.config.rope, self.device
         )
-        sigma_S, noise_TK, dropped_S = random_choices(batch, generator, dropout)
-        label_S = batch.labels.masked_fill(dropped_S, network.config.null_label).to(self.device)
+        drawn = draw_choices(batch.tokens, len(batch.grids), generator, dropout)
+        label_S = batch.labels.masked_fill(drawn.dropped, network.config.null_label)
         x_TK, t_S, target_TK = flow_inputs(
             batch.tokens.to(self.device),
-            noise_TK.to(self.device),
-            sigma_S.to(self.device),
+            drawn.noise.to(self.device),
+            drawn.sigma.to(self.device),
             layout.seq_of_token,
         )
         captured: list[Tensor] = []
@@ -161,7 +160,7 @@ class Trainer:
         hook = block.register_forward_hook(keep)
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            velocity_TK = network(x_TK, layout, t_S, label_S)
+            velocity_TK = network(x_TK, layout, t_S, label_S.to(self.device))
             projected = self.head(captured[0])
         hook.remove()
         flow_S = sequence_mean_square(
@@ -181,8 +180,7 @@ class Trainer:
         processes, config = self.processes, self.config
         total = torch.zeros(2, device=self.device)
         for part in step.share(processes.rank, processes.world_size):
-            seed = config.seed * _SEED_STRIDE + self.step + part.index * _MICRO_BATCH_STRIDE
-            generator = torch.Generator().manual_seed(seed)
+            generator = micro_batch_generator(config.seed, self.step, part.index)
             losses = self.losses(self.data.batch(part.images), generator, config.class_dropout)
             flow, alignment = part.image_weight * losses.flow, part.token_weight * losses.alignment
             (processes.world_size * (flow + config.alignment_weight * alignment)).backward()
@@ -243,21 +241,6 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None) -> Path:
         return _train(Trainer(config, processes), on_progress)
 
 
-def random_choices(
-    batch: LatentBatch, generator: torch.Generator, dropout: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All that is random in a loss, drawn on the CPU.
-
-    Returns:
-        noise levels [S], noise [T, K], whether the label is dropped [S].
-    """
-    return (
-        logit_normal_sigma(len(batch.grids), generator),
-        torch.randn(batch.tokens.shape, generator=generator),
-        torch.rand(len(batch.grids), generator=generator) < dropout,
-    )
-
-
 def _train(trainer: Trainer, on_progress: OnProgress | None) -> Path:
     config, processes = trainer.config, trainer.processes
     folder = Path(config.output)
@@ -316,11 +299,3 @@ def _log(
         file.write(json.dumps(row) + "\n")
     if on_progress is not None:
         on_progress(row)
-
-
-def _check_shares(config: TrainConfig, world_size: int) -> None:
-    if config.micro_batches % world_size:
-        raise ValueError(
-            f"micro_batches is {config.micro_batches}; "
-            f"it must be a multiple of the number of processes, {world_size}"
-        )
