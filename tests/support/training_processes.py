@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.trainer import train
@@ -27,7 +27,7 @@ class Run:
 def train_in_processes(world_size: int, runs: Sequence[Run]) -> None:
     """Train one run after the other in `world_size` processes and wait for all of them."""
     ports = [_free_port() for _ in runs]  # one each: the store of the run before may still listen
-    multiprocessing.spawn(_train, (world_size, ports, runs), nprocs=world_size)
+    spawn(_train, (world_size, ports, runs), nprocs=world_size)
 
 
 def _train(rank: int, world_size: int, ports: Sequence[int], runs: Sequence[Run]) -> None:

@@ -98,7 +98,7 @@ def test_two_processes_learn_what_one_learns(runs: dict[str, TrainConfig]):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_with_muon(runs: dict[str, TrainConfig]):
-    """Muon computes in bfloat16 and makes steps of full size from gradients that are almost zero."""
+    """It computes in bfloat16 and takes full steps from gradients that are almost zero."""
     assert_same_log(runs["muon_alone"], runs["muon_two"])
     assert_same_weights(runs["muon_alone"], runs["muon_two"], 2e-3)
 
