@@ -27,8 +27,12 @@ class TrainConfig:
         model: a named size, see `fit_models.config.NAMED_CONFIGS`.
         validation_data: the same for validation; empty for none.
         num_steps: optimizer steps of the whole run.
-        tokens_per_batch: packed tokens of one step; a batch may hold fewer, never more unless one
+        tokens_per_batch: packed tokens of one micro-batch; it may hold fewer, never more unless one
             image alone does.
+        micro_batches: of one optimizer step, over all processes; a multiple of their number. An
+            epoch's last step may have fewer. What is learned does not depend on who computes them.
+        activation_checkpointing: keep only the inputs of blocks and compute the rest anew in the
+            backward pass: less memory, a third more work.
         learning_rate: after warm-up (matched RMS for Muon, arXiv:2502.16982).
         warmup_steps: linear rise of the learning rate.
         decay_steps: linear fall to zero at the end of the run.
@@ -58,6 +62,8 @@ class TrainConfig:
     validation_data: str = ""
     num_steps: int = 20_000
     tokens_per_batch: int = 3072
+    micro_batches: int = 1
+    activation_checkpointing: bool = False
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     decay_steps: int = 4_000
@@ -85,9 +91,15 @@ class TrainConfig:
         _one_of("precision", self.precision, ("bfloat16", "float32"))
         _one_of("operators", self.operators, ("auto", *BACKENDS))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        for name in ("num_steps", "tokens_per_batch", "log_every", "checkpoint_every"):
+        for name in (
+            "num_steps",
+            "tokens_per_batch",
+            "micro_batches",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             _at_least(name, getattr(self, name), 1)
-        _at_least("keep_checkpoints", self.keep_checkpoints, 1)
         for name in (
             "warmup_steps",
             "decay_steps",
@@ -148,6 +160,7 @@ def _checked(values: dict[str, Any]) -> TrainConfig:
         good = {
             "int": isinstance(value, int) and not isinstance(value, bool),
             "float": isinstance(value, int | float) and not isinstance(value, bool),
+            "bool": isinstance(value, bool),
             "str": isinstance(value, str),
             "tuple[str, ...]": isinstance(value, list) and all(isinstance(v, str) for v in value),
         }[wanted]

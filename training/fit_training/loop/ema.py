@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class AveragedWeights:
@@ -31,6 +32,11 @@ class AveragedWeights:
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = network.state_dict()
-        targets = [current[k].float() for k in self.weights]
-        averages = list(self.weights.values())
+        targets = [_own(current[k]).float() for k in self.weights]
+        averages = [_own(average) for average in self.weights.values()]
         torch._foreach_lerp_(averages, targets, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _own(weight: Tensor) -> Tensor:
+    """This process's slice, where weights lie in slices."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight

@@ -1,7 +1,8 @@
 """The training loop, readable top to bottom.
 
 Packed flow matching: images of unlike sizes lie end to end in one batch, exactly as they are
-served. Resumes from the newest checkpoint of its output folder by itself.
+served. Resumes from the newest checkpoint of its output folder by itself. What is learned does not
+depend on the number of processes: each takes its share of every step's micro-batches.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,29 @@ from torch import Tensor, nn
 
 from fit_kernels import use_backend
 from fit_models.config import named_config
-from fit_models.diffusion.loss import flow_inputs, logit_normal_sigma, sequence_mean_square
+from fit_models.diffusion.loss import flow_inputs, sequence_mean_square
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
+from fit_training.loop.checkpoints import checkpoint_path, load_newest_checkpoint
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentBatch, LatentDataset
 from fit_training.loop.ema import AveragedWeights
 from fit_training.loop.lr import learning_rate_factor
+from fit_training.loop.micro_batches import OptimizerStep, check_shares, optimizer_steps
 from fit_training.loop.optimizer import make_optimizers
+from fit_training.loop.processes import Processes, one_process, processes_of_environment
+from fit_training.loop.random_choices import draw_choices, micro_batch_generator
+from fit_training.loop.recomputation import recompute_in_backward
 from fit_training.loop.repa import AlignmentHead, aligned_channels, alignment_loss
 from fit_training.loop.run_folder import RunFolder
+from fit_training.loop.sharding import (
+    clip_gradients,
+    load_optimizer,
+    load_weights,
+    shard,
+    sliced_like,
+    whole_tree,
+)
 
 OnProgress = Callable[[dict[str, Any]], None]
 _VALIDATION_SEED = 1234
@@ -42,14 +57,20 @@ class StepLosses:
 
 
 class Trainer:
-    """A run: its data, network, optimizers and how far it has come."""
+    """A run: its data, network, optimizers and how far it has come.
 
-    def __init__(self, config: TrainConfig) -> None:
+    Raises:
+        ValueError: the micro-batches of a step cannot be dealt out evenly to the processes.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         torch.manual_seed(config.seed)
         self.config = config
-        self.device = _device(config.device)
+        self.processes = processes or one_process(config.device)
+        check_shares(config.micro_batches, self.processes.world_size)
+        self.device = self.processes.device
         use_backend(config.operators, self.device)
         self.data = LatentDataset(Path(config.data), config.classes)
         self.validation = None
@@ -63,6 +84,9 @@ class Trainer:
         self.head = AlignmentHead(self.network.config.hidden_size, feature_channels)
         self.network.to(self.device)
         self.head.to(self.device)
+        if config.activation_checkpointing:
+            recompute_in_backward(self.network.blocks)
+        shard(self.network, self.head, self.processes)
         self.averaged = AveragedWeights(self.network, config.ema_decay)
         self.optimizers = make_optimizers(
             (self.network, self.head), config.optimizer, config.learning_rate, config.weight_decay
@@ -70,14 +94,14 @@ class Trainer:
         self.step, self.epoch, self.position, self.images_seen = 0, 0, 0, 0
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs."""
+        """All that `restore` needs, whatever the number of processes then; all must ask."""
         return {
             "config": self.config.to_dict(),
-            "network": self.network.state_dict(),
-            "head": self.head.state_dict(),
-            "averaged": self.averaged.weights,
+            "network": whole_tree(dict(self.network.state_dict())),
+            "head": whole_tree(dict(self.head.state_dict())),
+            "averaged": whole_tree(self.averaged.weights),
             "averaged_updates": self.averaged.num_updates,
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizers": [whole_tree(o.state_dict()) for o in self.optimizers],
             "progress": [self.step, self.epoch, self.position, self.images_seen],
             "num_images": len(self.data),
             "latents": [self.data.latent_shift, self.data.latent_scale],
@@ -85,11 +109,12 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; a data folder that grew since starts a new epoch."""
-        self.network.load_state_dict(state["network"])
-        self.head.load_state_dict(state["head"])
-        self.averaged.restore(state["averaged"], state["averaged_updates"])
+        load_weights(self.network, state["network"])
+        load_weights(self.head, state["head"])
+        mine = {k: sliced_like(v, self.averaged.weights[k]) for k, v in state["averaged"].items()}
+        self.averaged.restore(mine, state["averaged_updates"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer(optimizer, saved)
         self.step, self.epoch, self.position, self.images_seen = state["progress"]
         if state["num_images"] != len(self.data):
             self.epoch, self.position = self.epoch + 1, 0
@@ -97,17 +122,21 @@ class Trainer:
         if self.validation is not None:
             self.validation.use_normalisation_of(self.data)
 
-    def batches(self) -> Iterator[LatentBatch]:
-        """Batches from where the run stands, epoch after epoch."""
+    def steps(self) -> Iterator[OptimizerStep]:
+        """Steps from where the run stands, epoch after epoch; an epoch's last one may be smaller.
+
+        `position` counts the epoch's micro-batches.
+        """
         config = self.config
         while True:
             plan = self.data.epoch(
                 config.tokens_per_batch, config.class_balance, config.seed, self.epoch
             )
-            while self.position < len(plan):
-                images = plan[self.position]
-                self.position += 1
-                yield self.data.batch(images)
+            for step in optimizer_steps(
+                plan, self.data.lengths, config.micro_batches, self.position
+            ):
+                self.position += len(step.images)
+                yield step
             self.epoch, self.position = self.epoch + 1, 0
 
     def losses(self, batch: LatentBatch, generator: torch.Generator, dropout: float) -> StepLosses:
@@ -116,12 +145,13 @@ class Trainer:
         layout = layout_of_grids(
             batch.grids, network.config.head_dim, network.config.rope, self.device
         )
-        sigma_S = logit_normal_sigma(len(batch.grids), generator).to(self.device)
-        noise_TK = torch.randn(batch.tokens.shape, generator=generator).to(self.device)
-        dropped_S = torch.rand(len(batch.grids), generator=generator) < dropout
-        label_S = batch.labels.masked_fill(dropped_S, network.config.null_label).to(self.device)
+        drawn = draw_choices(batch.tokens, len(batch.grids), generator, dropout)
+        label_S = batch.labels.masked_fill(drawn.dropped, network.config.null_label)
         x_TK, t_S, target_TK = flow_inputs(
-            batch.tokens.to(self.device), noise_TK, sigma_S, layout.seq_of_token
+            batch.tokens.to(self.device),
+            drawn.noise.to(self.device),
+            drawn.sigma.to(self.device),
+            layout.seq_of_token,
         )
         captured: list[Tensor] = []
 
@@ -132,7 +162,7 @@ class Trainer:
         hook = block.register_forward_hook(keep)
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            velocity_TK = network(x_TK, layout, t_S, label_S)
+            velocity_TK = network(x_TK, layout, t_S, label_S.to(self.device))
             projected = self.head(captured[0])
         hook.remove()
         flow_S = sequence_mean_square(
@@ -140,14 +170,32 @@ class Trainer:
         )
         return StepLosses(flow_S.mean(), alignment_loss(projected, batch.features.to(self.device)))
 
-    def train_step(self, batch: LatentBatch) -> dict[str, float]:
+    def accumulate(self, step: OptimizerStep) -> Tensor:
+        """Add up gradients over this process's micro-batches of a step.
+
+        Every image weighs the same for flow matching, every token for alignment, however the step
+        is cut. FSDP averages gradients over processes, hence the factor.
+
+        Returns:
+            [2]: flow-matching and alignment loss of the whole step.
+        """
+        processes, config = self.processes, self.config
+        total = torch.zeros(2, device=self.device)
+        for part in step.share(processes.rank, processes.world_size):
+            generator = micro_batch_generator(config.seed, self.step, part.index)
+            losses = self.losses(self.data.batch(part.images), generator, config.class_dropout)
+            flow, alignment = part.image_weight * losses.flow, part.token_weight * losses.alignment
+            (processes.world_size * (flow + config.alignment_weight * alignment)).backward()
+            total += torch.stack((flow, alignment)).detach()
+        return processes.sum(total)
+
+    def train_step(self, step: OptimizerStep) -> dict[str, float]:
         """One optimizer step; returns its scalars."""
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        losses = self.losses(batch, generator, config.class_dropout)
-        (losses.flow + config.alignment_weight * losses.alignment).backward()
-        parameters = [*self.network.parameters(), *self.head.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+        flow, alignment = self.accumulate(step).tolist()
+        norm = clip_gradients(
+            (*self.network.parameters(), *self.head.parameters()), config.gradient_clip
+        )
         factor = learning_rate_factor(
             self.step, config.num_steps, config.warmup_steps, config.decay_steps
         )
@@ -158,11 +206,11 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.averaged.update(self.network)
         self.step += 1
-        self.images_seen += len(batch.grids)
+        self.images_seen += step.num_images
         return {
-            "loss": float(losses.flow.detach()),
-            "alignment": float(losses.alignment.detach()),
-            "gradient_norm": float(norm),
+            "loss": flow,
+            "alignment": alignment,
+            "gradient_norm": norm,
             "learning_rate": config.learning_rate * factor,
         }
 
@@ -173,17 +221,20 @@ class Trainer:
         live = {k: v.clone() for k, v in self.network.state_dict().items()}
         self.network.load_state_dict(self.averaged.weights)
         plan = self.validation.epoch(self.config.tokens_per_batch, 1.0, _VALIDATION_SEED, 0)
-        total = 0.0
-        for position, images in enumerate(plan):
-            generator = torch.Generator().manual_seed(_VALIDATION_SEED + position)
-            losses = self.losses(self.validation.batch(images), generator, 0.0)
-            total += float(losses.flow) * len(images)
+        total = torch.zeros((), dtype=torch.float64)
+        (everything,) = optimizer_steps(plan, self.validation.lengths, len(plan))
+        for part in everything.share(self.processes.rank, self.processes.world_size):
+            generator = torch.Generator().manual_seed(_VALIDATION_SEED + part.index)
+            losses = self.losses(self.validation.batch(part.images), generator, 0.0)
+            total += part.image_weight * float(losses.flow)
         self.network.load_state_dict(live)
-        return total / len(self.validation)
+        return float(self.processes.sum(total.to(self.device)))
 
 
 def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bool = True) -> Path:
     """Train (or go on training) until `num_steps`; SIGTERM saves and returns.
+
+    Started by torchrun, its processes share the work; the first one logs, reports and saves.
 
     Args:
         config: the run.
@@ -198,21 +249,35 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bo
             loss is no longer finite.
         OSError: a checkpoint could not be written.
     """
-    folder = RunFolder(Path(config.output), config.keep_checkpoints, resume)
-    trainer = Trainer(config)
-    if (state := folder.newest_state()) is not None:
+    with processes_of_environment(config.device) as processes:
+        folder = None
+        if processes.is_main:
+            folder = RunFolder(Path(config.output), config.keep_checkpoints, resume)
+        processes.any(False)  # the others wait until the folder is mended
+        return _train(Trainer(config, processes), folder, on_progress)
+
+
+def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress | None) -> Path:
+    """`folder` is the main process's alone."""
+    config, processes = trainer.config, trainer.processes
+    read = folder.newest_state if folder else partial(load_newest_checkpoint, Path(config.output))
+    if (state := read()) is not None:
         trainer.restore(state)
+    processes.require_same("step", trainer.step)
+    saved_step = trainer.step if state is not None else -1
     stop: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
     started, tokens, images = time.monotonic(), 0, 0
     try:
-        batches = trainer.batches()
-        while not stop and trainer.step < config.num_steps:  # first: a batch drawn is trained on
-            batch = next(batches)
-            scalars = trainer.train_step(batch)
-            folder.check_finite(trainer.step, scalars)
-            tokens += len(batch.tokens)
-            images += len(batch.grids)
+        steps = trainer.steps()
+        # First: a step drawn is trained on.
+        while not processes.any(bool(stop)) and trainer.step < config.num_steps:
+            step = next(steps)
+            scalars = trainer.train_step(step)
+            if folder is not None:
+                folder.check_finite(trainer.step, scalars)
+            tokens += step.num_tokens
+            images += step.num_images
             if trainer.step % config.log_every == 0:
                 seconds = time.monotonic() - started
                 rates = {"tokens_per_s": tokens / seconds, "images_per_s": images / seconds}
@@ -223,18 +288,33 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bo
                 if trainer.validation is not None:
                     score = trainer.validation_loss()
                     _report(folder, trainer, {"validation_loss": score}, on_progress)
-                folder.save(trainer.step, trainer.state(), score)
-        if not folder.is_saved(trainer.step):
-            folder.save(trainer.step, trainer.state())
+                _save(folder, trainer, score)
+                saved_step = trainer.step
+        if saved_step != trainer.step:
+            _save(folder, trainer, None)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    assert folder.saved is not None
-    return folder.saved
+    return checkpoint_path(Path(config.output), trainer.step)
+
+
+def _save(folder: RunFolder | None, trainer: Trainer, score: float | None) -> None:
+    state = trainer.state()  # of slices that all processes hold
+
+    def write() -> None:
+        assert folder is not None
+        folder.save(trainer.step, state, score)
+
+    trainer.processes.on_main(write)
 
 
 def _report(
-    folder: RunFolder, trainer: Trainer, scalars: dict[str, float], on_progress: OnProgress | None
+    folder: RunFolder | None,
+    trainer: Trainer,
+    scalars: dict[str, float],
+    on_progress: OnProgress | None,
 ) -> None:
+    if folder is None:
+        return
     row = {
         "step": trainer.step,
         "epoch": trainer.epoch,
@@ -245,9 +325,3 @@ def _report(
     folder.log.append(row)
     if on_progress is not None:
         on_progress(row)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

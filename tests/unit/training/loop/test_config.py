@@ -44,6 +44,8 @@ def test_an_override_wins_over_the_file(tmp_path: Path):
         ({"num_steps": None}, "num_steps is None; it must be of type int"),
         ({"num_steps": 0}, "num_steps is 0; it must be at least 1"),
         ({"tokens_per_batch": 0}, "tokens_per_batch is 0; it must be at least 1"),
+        ({"micro_batches": 0}, "micro_batches is 0; it must be at least 1"),
+        ({"activation_checkpointing": 1}, "activation_checkpointing is 1; it must be of type bool"),
         ({"keep_checkpoints": 0}, "keep_checkpoints is 0; it must be at least 1"),
         ({"log_every": 0}, "log_every is 0"),
         ({"checkpoint_every": -1}, "checkpoint_every is -1"),

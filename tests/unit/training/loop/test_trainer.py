@@ -43,7 +43,7 @@ def test_a_run_crosses_epochs_and_counts_what_it_saw(config: TrainConfig):
 def test_the_learning_rate_is_the_curve_for_every_optimizer(config: TrainConfig):
     trainer = Trainer(config)
     wanted = [0.5, 1.0, 1.0, 1.0, 1.0, 0.5]
-    for factor, batch in zip(wanted, trainer.batches(), strict=False):
+    for factor, batch in zip(wanted, trainer.steps(), strict=False):
         scalars = trainer.train_step(batch)
         assert scalars["learning_rate"] == pytest.approx(factor * config.learning_rate)
         rates = {g["lr"] for optimizer in trainer.optimizers for g in optimizer.param_groups}
@@ -77,7 +77,7 @@ def test_gradients_are_clipped_over_all_parameters_and_gone_after_the_step(confi
         clipped.append(torch.stack(norms).norm().item())
 
     trainer.optimizers[0].register_step_pre_hook(measure)
-    scalars = trainer.train_step(next(trainer.batches()))
+    scalars = trainer.train_step(next(trainer.steps()))
     assert scalars["gradient_norm"] > 0.05
     assert clipped == pytest.approx([0.05], rel=1e-3)
     assert all(parameter.grad is None for parameter in parameters)
@@ -86,7 +86,7 @@ def test_gradients_are_clipped_over_all_parameters_and_gone_after_the_step(confi
 def test_the_served_weights_are_the_average_of_every_step(config: TrainConfig):
     trainer = Trainer(config)
     average = AveragedWeights(trainer.network, config.ema_decay)
-    for _, batch in zip(range(4), trainer.batches(), strict=False):
+    for _, batch in zip(range(4), trainer.steps(), strict=False):
         trainer.train_step(batch)
         average.update(trainer.network)
     assert differences(trainer.averaged.weights, average.weights) == []

@@ -37,10 +37,22 @@ def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("stop", [3, 4])  # with its checkpoint, and between two
+@pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_stopped_run_goes_on_bit_for_bit(
-    config: TrainConfig, tmp_path: Path, precision: str, optimizer: str, stop: int
+    config: TrainConfig,
+    tmp_path: Path,
+    precision: str,
+    optimizer: str,
+    stop: int,
+    micro_batches: int,
 ):
-    whole = replace(config, precision=precision, optimizer=optimizer)
+    whole = replace(
+        config,
+        precision=precision,
+        optimizer=optimizer,
+        micro_batches=micro_batches,
+        tokens_per_batch=config.tokens_per_batch // micro_batches,
+    )
     broken = replace(whole, output=str(tmp_path / "broken"))
     train(whole)
     path = train(broken, stop_at(stop))

@@ -197,7 +197,7 @@ def test_training_without_features_needs_alignment_weight_0(config: PrepareConfi
     with pytest.raises(ValueError, match=message):
         Trainer(run)
     trainer = Trainer(replace(run, alignment_weight=0.0))
-    scalars = trainer.train_step(next(trainer.batches()))
+    scalars = trainer.train_step(next(trainer.steps()))
     assert scalars["loss"] > 0
 
 
