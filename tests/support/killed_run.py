@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fit_training.loop.config import TrainConfig
-from fit_training.loop.trainer import train
+from fit_training.loop.run import train
 
 
 def train_and_be_killed(config: TrainConfig, point: int) -> int | None:

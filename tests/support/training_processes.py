@@ -13,7 +13,7 @@ from typing import Any
 from torch.multiprocessing.spawn import spawn
 
 from fit_training.loop.config import TrainConfig
-from fit_training.loop.trainer import train
+from fit_training.loop.run import train
 
 
 @dataclass(frozen=True)

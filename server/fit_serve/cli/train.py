@@ -22,7 +22,7 @@ def train(
     from fit_training.loop.config import load_train_config
 
     run = load_train_config(config, overrides or [])
-    from fit_training.loop.trainer import train as run_training
+    from fit_training.loop.run import train as run_training
 
     typer.echo(f"training {run.model} for {run.num_steps} steps on {run.data}")
     with progress_bar("training", "steps") as advance:

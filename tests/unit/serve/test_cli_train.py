@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fit_serve.cli.command import app
-from fit_training.loop import trainer
+from fit_training.loop import run
 from fit_training.loop.config import TrainConfig
 
 Report = Callable[[dict[str, Any]], None]
@@ -26,7 +26,7 @@ def test_the_run_of_the_file_is_trained_and_each_report_shown(
         on_progress({"step": 40, "loss": 0.25, "time": 2.0})
         return tmp_path / "checkpoint-00000040"
 
-    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(run, "train", train)
     file = tmp_path / "run.yaml"
     file.write_text("data: photos\noutput: out\nnum_steps: 100\nlearning_rate: 1e-3\n")
     result = CliRunner().invoke(app, ["train", str(file), "num_steps=40"], env={"COLUMNS": "120"})
@@ -56,7 +56,7 @@ def test_a_new_run_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(resume)
         return Path(config.output)
 
-    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(run, "train", train)
     file = tmp_path / "run.yaml"
     file.write_text("data: photos\noutput: out\n")
     for option in ("--resume", "--no-resume"):

@@ -1,17 +1,14 @@
-"""The training loop, readable top to bottom.
+"""What a training step is: data, network, optimizers and losses, readable top to bottom.
 
 Packed flow matching: images of unlike sizes lie end to end in one batch, exactly as they are
-served. Resumes from the newest checkpoint of its output folder by itself. What is learned does not
-depend on the number of processes: each takes its share of every step's micro-batches.
+served. What is learned does not depend on the number of processes: each takes its share of every
+step's micro-batches. Knows no files; a whole run, with its checkpoints, is `run.py`.
 """
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +20,16 @@ from fit_models.config import named_config
 from fit_models.diffusion.loss import flow_inputs, sequence_mean_square
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
-from fit_training.loop.checkpoints import checkpoint_path, load_newest_checkpoint
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentBatch, LatentDataset
 from fit_training.loop.ema import AveragedWeights
 from fit_training.loop.lr import learning_rate_factor
 from fit_training.loop.micro_batches import OptimizerStep, check_shares, optimizer_steps
 from fit_training.loop.optimizer import make_optimizers
-from fit_training.loop.processes import Processes, one_process, processes_of_environment
+from fit_training.loop.processes import Processes, one_process
 from fit_training.loop.random_choices import draw_choices, micro_batch_generator
 from fit_training.loop.recomputation import recompute_in_backward
 from fit_training.loop.repa import AlignmentHead, aligned_channels, alignment_loss
-from fit_training.loop.run_folder import RunFolder
 from fit_training.loop.sharding import (
     clip_gradients,
     load_optimizer,
@@ -44,7 +39,6 @@ from fit_training.loop.sharding import (
     whole_tree,
 )
 
-OnProgress = Callable[[dict[str, Any]], None]
 _VALIDATION_SEED = 1234
 
 
@@ -229,99 +223,3 @@ class Trainer:
             total += part.image_weight * float(losses.flow)
         self.network.load_state_dict(live)
         return float(self.processes.sum(total.to(self.device)))
-
-
-def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bool = True) -> Path:
-    """Train (or go on training) until `num_steps`; SIGTERM saves and returns.
-
-    Started by torchrun, its processes share the work; the first one logs, reports and saves.
-
-    Args:
-        config: the run.
-        on_progress: is given every row of the log.
-        resume: go on from the newest good checkpoint in the output folder, if there is one.
-
-    Returns:
-        The newest checkpoint's path.
-
-    Raises:
-        ValueError: there are checkpoints but `resume` is False, or all of them are damaged; the
-            loss is no longer finite.
-        OSError: a checkpoint could not be written.
-    """
-    with processes_of_environment(config.device) as processes:
-        folder = None
-        if processes.is_main:
-            folder = RunFolder(Path(config.output), config.keep_checkpoints, resume)
-        processes.any(False)  # the others wait until the folder is mended
-        return _train(Trainer(config, processes), folder, on_progress)
-
-
-def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress | None) -> Path:
-    """`folder` is the main process's alone."""
-    config, processes = trainer.config, trainer.processes
-    read = folder.newest_state if folder else partial(load_newest_checkpoint, Path(config.output))
-    if (state := read()) is not None:
-        trainer.restore(state)
-    processes.require_same("step", trainer.step)
-    saved_step = trainer.step if state is not None else -1
-    stop: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
-    started, tokens, images = time.monotonic(), 0, 0
-    try:
-        steps = trainer.steps()
-        # First: a step drawn is trained on.
-        while not processes.any(bool(stop)) and trainer.step < config.num_steps:
-            step = next(steps)
-            scalars = trainer.train_step(step)
-            if folder is not None:
-                folder.check_finite(trainer.step, scalars)
-            tokens += step.num_tokens
-            images += step.num_images
-            if trainer.step % config.log_every == 0:
-                seconds = time.monotonic() - started
-                rates = {"tokens_per_s": tokens / seconds, "images_per_s": images / seconds}
-                _report(folder, trainer, {**scalars, **rates}, on_progress)
-                started, tokens, images = time.monotonic(), 0, 0
-            if trainer.step % config.checkpoint_every == 0:
-                score = None
-                if trainer.validation is not None:
-                    score = trainer.validation_loss()
-                    _report(folder, trainer, {"validation_loss": score}, on_progress)
-                _save(folder, trainer, score)
-                saved_step = trainer.step
-        if saved_step != trainer.step:
-            _save(folder, trainer, None)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return checkpoint_path(Path(config.output), trainer.step)
-
-
-def _save(folder: RunFolder | None, trainer: Trainer, score: float | None) -> None:
-    state = trainer.state()  # of slices that all processes hold
-
-    def write() -> None:
-        assert folder is not None
-        folder.save(trainer.step, state, score)
-
-    trainer.processes.on_main(write)
-
-
-def _report(
-    folder: RunFolder | None,
-    trainer: Trainer,
-    scalars: dict[str, float],
-    on_progress: OnProgress | None,
-) -> None:
-    if folder is None:
-        return
-    row = {
-        "step": trainer.step,
-        "epoch": trainer.epoch,
-        "images_seen": trainer.images_seen,
-        "time": time.time(),
-        **scalars,
-    }
-    folder.log.append(row)
-    if on_progress is not None:
-        on_progress(row)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fit_training.loop.trainer import train
+from fit_training.loop.run import train
 from support.killed_run import train_and_be_killed
 from support.toy_latents import write_toy_latents
 from support.toy_run import differences, logged, saved, toy_run

@@ -10,7 +10,8 @@ import torch
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentDataset
 from fit_training.loop.processes import Processes, one_process, processes_of_environment
-from fit_training.loop.trainer import Trainer, train
+from fit_training.loop.run import train
+from fit_training.loop.trainer import Trainer
 from support.toy_latents import write_toy_latents
 from support.toy_run import NUM_STEPS, logged, saved, toy_run
 from support.training_processes import Run, train_in_processes

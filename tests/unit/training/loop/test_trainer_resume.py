@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fit_training.loop.config import TrainConfig
-from fit_training.loop.trainer import Trainer, train
+from fit_training.loop.run import train
+from fit_training.loop.trainer import Trainer
 from support.toy_latents import IMAGES, write_toy_latents
 from support.toy_run import NUM_STEPS, differences, logged, saved, toy_run
 
