@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fit_serve.cli import sampling_options as sampling
+
 _DTYPES = ("keep", "float32", "bfloat16")
 
 
@@ -41,15 +43,10 @@ def convert(
         int | None, typer.Option(help="Latent channels guidance changes; else three.")
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "keep",
-    num_inference_steps: Annotated[
-        int, typer.Option("--num-inference-steps", "--steps", help="Default steps of the sampler.")
-    ] = 25,
-    guidance_scale: Annotated[float, typer.Option(help="Default strength of guidance.")] = 1.5,
-    guidance_interval: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LOW HIGH", help="Default noise levels with guidance."),
-    ] = (0.0, 1.0),
-    sampler: Annotated[str, typer.Option(help="Default update rule.")] = "euler",
+    num_inference_steps: sampling.NumInferenceSteps = 25,
+    guidance_scale: sampling.GuidanceScale = 1.5,
+    guidance_interval: sampling.GuidanceInterval = (0.0, 1.0),
+    sampler: sampling.Sampler = "euler",
 ) -> None:
     """Turn released FiTv2 weights into a bundle, or back; lossless unless --dtype is given."""
     import torch

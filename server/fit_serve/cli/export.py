@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fit_serve.cli import sampling_options as sampling
+
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint, or of the run.")],
@@ -18,15 +20,10 @@ def export(
         Path | None,
         typer.Option(help="File with one class name a line; else those of the run's config."),
     ] = None,
-    num_inference_steps: Annotated[
-        int, typer.Option("--num-inference-steps", "--steps", help="Default steps of the sampler.")
-    ] = 25,
-    guidance_scale: Annotated[float, typer.Option(help="Default strength of guidance.")] = 1.5,
-    guidance_interval: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="LOW HIGH", help="Default noise levels with guidance."),
-    ] = (0.0, 1.0),
-    sampler: Annotated[str, typer.Option(help="Default update rule.")] = "euler",
+    num_inference_steps: sampling.NumInferenceSteps = 25,
+    guidance_scale: sampling.GuidanceScale = 1.5,
+    guidance_interval: sampling.GuidanceInterval = (0.0, 1.0),
+    sampler: sampling.Sampler = "euler",
     guided_channels: Annotated[
         int | None, typer.Option(help="Latent channels guidance changes; else the network's own.")
     ] = None,
