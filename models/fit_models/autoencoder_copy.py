@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from fit_models.autoencoder import WEIGHTS_NAME
+from fit_models.autoencoder import WEIGHTS_NAME, Autoencoder
 
 
 def copy_autoencoder(
@@ -34,10 +34,9 @@ def copy_autoencoder(
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # where it lay on the machine that saved it
     if (shift, scale) != (0.0, 1.0):
-        own_shift, own_scale = config.get("shift_factor"), config.get("scaling_factor")
-        own_scale = 1.0 if own_scale is None else own_scale
-        config["shift_factor"] = (own_shift or 0.0) + shift / own_scale
-        config["scaling_factor"] = own_scale * scale
+        own = Autoencoder.from_folder(source)  # it knows what a silent config means
+        config["shift_factor"] = own.shift_factor + shift / own.scaling_factor
+        config["scaling_factor"] = own.scaling_factor * scale
     destination.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / WEIGHTS_NAME, destination / WEIGHTS_NAME)
     text = json.dumps(config, indent=1, sort_keys=True) + "\n"
