@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fit_training.evaluation.evaluate import LabelledFeatures
-from fit_training.evaluation.measures import extract_features
-from fit_training.feature_network import FeatureNetwork
+from fit_training.evaluation.feature_source import FeatureSource
 from fit_training.preparation.photographs import PhotographArchive
 
 OnProgress = Callable[[int, int], None]
@@ -48,7 +47,7 @@ def photograph_shapes(archive: Path, class_names: Sequence[str]) -> list[list[tu
 def photograph_features(
     archive: Path,
     class_names: Sequence[str],
-    network: FeatureNetwork,
+    source: FeatureSource,
     cache: Path | None,
     on_progress: OnProgress,
 ) -> LabelledFeatures:
@@ -57,7 +56,7 @@ def photograph_features(
     Args:
         archive: zip that `fit_training.preparation.photographs` reads.
         class_names: of the model; see `archive_classes`.
-        network: its weights decide the features.
+        source: the network that measures.
         cache: folder where the features are kept under a digest of archive, classes and weights;
             None keeps nothing.
         on_progress: called with photos done, and of all.
@@ -66,7 +65,7 @@ def photograph_features(
         ValueError: as `archive_classes`.
     """
     names = archive_classes(archive, class_names)
-    kept = None if cache is None else cache / f"features-{_digest(archive, names, network)}"
+    kept = None if cache is None else cache / f"features-{_digest(archive, names, source)}"
     if kept is not None and (path := kept.with_suffix(".safetensors")).is_file():
         tensors = load_file(path)
         on_progress(len(tensors["labels"]), len(tensors["labels"]))
@@ -80,7 +79,7 @@ def photograph_features(
                 torch.from_numpy(np.array(photographs.open(photograph))).permute(2, 0, 1)
                 for photograph in group
             ]
-            features.append(extract_features(network, images))
+            features.append(source.features(images))
             labels += [photograph.label for photograph in group]
             on_progress(len(labels), len(chosen))
     result = LabelledFeatures(torch.cat(features), torch.tensor(labels))
@@ -91,15 +90,14 @@ def photograph_features(
     return result
 
 
-def _digest(archive: Path, names: Sequence[str], network: FeatureNetwork) -> str:
+def _digest(archive: Path, names: Sequence[str], source: FeatureSource) -> str:
     """Sixteen hex digits that change with the photos, the classes or the network's weights."""
     digest = hashlib.sha256()
     with archive.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     digest.update("\n".join(names).encode())
-    for weight in network.state_dict().values():
-        digest.update(weight.contiguous().numpy().tobytes())
+    digest.update(source.fingerprint())
     return digest.hexdigest()[:16]
 
 
