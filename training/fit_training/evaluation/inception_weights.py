@@ -28,7 +28,7 @@ def read_saved_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"feature network: {path} holds no weights: {first}") from None
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
