@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from fit_serve.request import SequenceRequest, SequenceResult
 
 if TYPE_CHECKING:
-    import numpy
-
     from fit_serve.app import Assembly
     from fit_serve.limits import ModelLimits
 

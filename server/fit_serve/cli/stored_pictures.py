@@ -103,8 +103,8 @@ def make_missing(
     from fit_serve.cli.pictures import make_pictures
 
     missing = folder.missing(requests)
-    if len(missing) < len(requests):
-        typer.echo(f"{len(requests) - len(missing)} of {len(requests)} pictures are there", err=True)
+    if there := len(requests) - len(missing):
+        typer.echo(f"{there} of {len(requests)} pictures are there", err=True)
     by_id = {request.sequence_id: request for request in missing}
 
     def keep(result: SequenceResult) -> None:

@@ -47,7 +47,7 @@ def photograph_shapes(archive: Path, class_names: Sequence[str]) -> list[list[tu
 def photograph_features(
     archive: Path,
     class_names: Sequence[str],
-    source: FeatureSource,
+    network: FeatureSource,
     cache: Path | None,
     on_progress: OnProgress,
 ) -> LabelledFeatures:
@@ -56,7 +56,7 @@ def photograph_features(
     Args:
         archive: zip that `fit_training.preparation.photographs` reads.
         class_names: of the model; see `archive_classes`.
-        source: the network that measures.
+        network: the one that measures.
         cache: folder where the features are kept under a digest of archive, classes and weights;
             None keeps nothing.
         on_progress: called with photos done, and of all.
@@ -65,7 +65,7 @@ def photograph_features(
         ValueError: as `archive_classes`.
     """
     names = archive_classes(archive, class_names)
-    kept = None if cache is None else cache / f"features-{_digest(archive, names, source)}"
+    kept = None if cache is None else cache / f"features-{_digest(archive, names, network)}"
     if kept is not None and (path := kept.with_suffix(".safetensors")).is_file():
         tensors = load_file(path)
         on_progress(len(tensors["labels"]), len(tensors["labels"]))
@@ -79,7 +79,7 @@ def photograph_features(
                 torch.from_numpy(np.array(photographs.open(photograph))).permute(2, 0, 1)
                 for photograph in group
             ]
-            features.append(source.features(images))
+            features.append(network.features(images))
             labels += [photograph.label for photograph in group]
             on_progress(len(labels), len(chosen))
     result = LabelledFeatures(torch.cat(features), torch.tensor(labels))
@@ -90,14 +90,14 @@ def photograph_features(
     return result
 
 
-def _digest(archive: Path, names: Sequence[str], source: FeatureSource) -> str:
+def _digest(archive: Path, names: Sequence[str], network: FeatureSource) -> str:
     """Sixteen hex digits that change with the photos, the classes or the network's weights."""
     digest = hashlib.sha256()
     with archive.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     digest.update("\n".join(names).encode())
-    digest.update(source.fingerprint())
+    digest.update(network.fingerprint())
     return digest.hexdigest()[:16]
 
 

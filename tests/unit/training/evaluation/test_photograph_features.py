@@ -42,7 +42,9 @@ def test_shapes_are_height_and_width_class_by_class(archive: Path):
     assert photograph_shapes(archive, NAMES) == [[(32, 32), (24, 36)], [(30, 40)]]
 
 
-def test_labels_are_positions_among_the_models_classes(archive: Path, network: EfficientNetFeatures):
+def test_labels_are_positions_among_the_models_classes(
+    archive: Path, network: EfficientNetFeatures
+):
     told: list[tuple[int, int]] = []
     found = photograph_features(
         archive, NAMES, network, None, lambda done, of: told.append((done, of))
