@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from fit_serve.request import SequenceRequest, SequenceResult
 
 if TYPE_CHECKING:
-    import numpy
-
     from fit_serve.app import Assembly
     from fit_serve.limits import ModelLimits
 
@@ -44,6 +42,32 @@ def sizes_like_photographs(
     return sizes
 
 
+def sizes_of_resolution(
+    num_classes: int, num_images: int, height: int, width: int
+) -> list[tuple[int, int, int]]:
+    """(label, height, width) of `num_images` pictures a class, the classes taking turns.
+
+    So more pictures a class leave the first ones and their seeds as they are.
+    """
+    return [(label, height, width) for _ in range(num_images) for label in range(num_classes)]
+
+
+def resolutions(text: str) -> list[tuple[int, int]]:
+    """Read "256x256,160x320" as (height, width) in pixels.
+
+    Raises `ValueError` for what is none, or named twice.
+    """
+    found = []
+    for part in text.split(","):
+        sides = part.strip().lower().split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+            raise ValueError(f"sizes: {part.strip()!r} is no HEIGHTxWIDTH in pixels, like 160x320")
+        found.append((int(sides[0]), int(sides[1])))
+    if len(set(found)) != len(found):
+        raise ValueError(f"sizes: {text!r} names a resolution twice")
+    return found
+
+
 def requests_of(
     sizes: Sequence[tuple[int, int, int]],
     seed: int,
@@ -64,18 +88,23 @@ def requests_of(
 
 
 def make_pictures(
-    assembly: "Assembly", requests: Sequence[SequenceRequest]
-) -> "list[numpy.ndarray]":
-    """Run all sequences through a started engine; pixels uint8 [height, width, 3], in order."""
+    assembly: "Assembly",
+    requests: Sequence[SequenceRequest],
+    take: Callable[[SequenceResult], Any] = lambda result: result.pixels,
+) -> list[Any]:
+    """Start the engine and run all sequences; what `take` makes of each result, in order.
+
+    That is its pixels, uint8 [height, width, 3], if nothing else is asked for.
+    """
     from fit_serve.cli.progress import progress_bar
 
     assembly.start()
     try:
         with progress_bar("generating", "pictures") as advance:
-            results = in_flight(assembly.engine.submit, requests, IN_FLIGHT, advance)
+            results = in_flight(assembly.engine.submit, requests, IN_FLIGHT, advance, take)
     finally:
         assembly.stop()
-    return [result.pixels for result in results]
+    return results
 
 
 def in_flight(
@@ -83,12 +112,14 @@ def in_flight(
     requests: Sequence[SequenceRequest],
     limit: int,
     on_progress: Callable[[int, int], None],
-) -> list[SequenceResult]:
+    take: Callable[[SequenceResult], Any] = lambda result: result,
+) -> list[Any]:
     """Keep at most `limit` sequences submitted until all are done; results in order.
 
+    `take` makes of each result, as it comes, what is kept of it.
     Raises what `submit` raises and what a sequence ends with.
     """
-    results: dict[str, SequenceResult] = {}
+    results: dict[str, Any] = {}
     waiting = list(reversed(requests))
     pending: set[Future[SequenceResult]] = set()
     while waiting or pending:
@@ -97,6 +128,6 @@ def in_flight(
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
         for future in done:
             result = future.result()
-            results[result.sequence_id] = result
+            results[result.sequence_id] = take(result)
         on_progress(len(results), len(requests))
     return [results[request.sequence_id] for request in requests]

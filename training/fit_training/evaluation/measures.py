@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fit_training.evaluation.distribution_measures import Normal
 from fit_training.feature_network import INPUT_SIZE, FeatureNetwork, network_input
 
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -101,19 +102,10 @@ def fit_linear_probe(
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Return the Frechet distance of two normal distributions fitted to [n, C] and [m, C].
 
-    |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) in float64 (Heusel et al., arXiv:1706.08500).
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric matrix
-    S1^(1/2) S2 S1^(1/2). Biased upwards for few images: compare sets of the same size only.
+    See `Normal.distance`. Biased upwards for few images: compare sets of the same size only.
     """
     _check_sets(features, reference, 2)
-    first, second = features.double(), reference.double()
-    difference = first.mean(dim=0) - second.mean(dim=0)
-    covariance, other = torch.cov(first.T), torch.cov(second.T)
-    variances, directions = torch.linalg.eigh(covariance)
-    root = (directions * variances.clamp_min(0).sqrt()) @ directions.T
-    cross = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0).sqrt().sum()
-    distance = difference.square().sum() + covariance.trace() + other.trace() - 2 * cross
-    return max(distance.item(), 0.0)
+    return Normal.fit(features).distance(Normal.fit(reference))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fit_training.evaluation.evaluate import LabelledFeatures
-from fit_training.evaluation.measures import extract_features
-from fit_training.feature_network import FeatureNetwork
+from fit_training.evaluation.feature_source import FeatureSource
 from fit_training.preparation.decoding import BrokenPhotographError
 from fit_training.preparation.sources.opening import open_photographs
 
@@ -49,7 +48,7 @@ def photograph_shapes(archive: Path, class_names: Sequence[str]) -> list[list[tu
 def photograph_features(
     archive: Path,
     class_names: Sequence[str],
-    network: FeatureNetwork,
+    network: FeatureSource,
     cache: Path | None,
     on_progress: OnProgress,
 ) -> LabelledFeatures:
@@ -58,7 +57,7 @@ def photograph_features(
     Args:
         archive: what `open_photographs` reads: folder, zip, tar or parquet.
         class_names: of the model; see `archive_classes`.
-        network: its weights decide the features.
+        network: the one that measures.
         cache: folder where the features are kept under a digest of archive, classes and weights;
             None keeps nothing.
         on_progress: called with photos done, and of all.
@@ -86,7 +85,7 @@ def photograph_features(
                 images.append(torch.from_numpy(pixels_HW3).permute(2, 0, 1))
                 labels.append(photograph.label)
             if images:
-                features.append(extract_features(network, images))
+                features.append(network.features(images))
             on_progress(start + len(group), len(chosen))
     if not features:
         raise ValueError(f"photographs: not one of the {len(chosen)} in {archive} can be read")
@@ -98,14 +97,13 @@ def photograph_features(
     return result
 
 
-def _digest(archive: Path, names: Sequence[str], network: FeatureNetwork) -> str:
+def _digest(archive: Path, names: Sequence[str], network: FeatureSource) -> str:
     """Sixteen hex digits that change with the photos, the classes or the network's weights."""
     digest = hashlib.sha256()
     with open_photographs(archive, names) as source:
         digest.update(source.fingerprint().encode())
     digest.update("\n".join(names).encode())
-    for weight in network.state_dict().values():
-        digest.update(weight.contiguous().numpy().tobytes())
+    digest.update(network.fingerprint())
     return digest.hexdigest()[:16]
 
 

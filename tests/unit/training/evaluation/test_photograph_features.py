@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fit_training.evaluation.feature_networks import EfficientNetFeatures
 from fit_training.evaluation.photograph_features import (
     archive_classes,
     photograph_features,
     photograph_shapes,
 )
-from fit_training.feature_network import FeatureNetwork, load_feature_network
+from fit_training.feature_network import load_feature_network
 from support.feature_weights import write_feature_weights
 from support.photograph_archives import write_archive
 
@@ -17,9 +18,9 @@ NAMES = ("ant", "car side")
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> FeatureNetwork:
+def network(tmp_path_factory: pytest.TempPathFactory) -> EfficientNetFeatures:
     path = tmp_path_factory.mktemp("weights") / "features.safetensors"
-    return load_feature_network(write_feature_weights(path))
+    return EfficientNetFeatures(load_feature_network(write_feature_weights(path)))
 
 
 @pytest.fixture
@@ -41,7 +42,9 @@ def test_shapes_are_height_and_width_class_by_class(archive: Path):
     assert photograph_shapes(archive, NAMES) == [[(32, 32), (24, 36)], [(30, 40)]]
 
 
-def test_labels_are_positions_among_the_models_classes(archive: Path, network: FeatureNetwork):
+def test_labels_are_positions_among_the_models_classes(
+    archive: Path, network: EfficientNetFeatures
+):
     told: list[tuple[int, int]] = []
     found = photograph_features(
         archive, NAMES, network, None, lambda done, of: told.append((done, of))
@@ -52,10 +55,10 @@ def test_labels_are_positions_among_the_models_classes(archive: Path, network: F
 
 
 def test_kept_features_are_used_again(
-    archive: Path, network: FeatureNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, network: EfficientNetFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     first = photograph_features(archive, NAMES, network, tmp_path / "cache", quiet)
-    monkeypatch.delattr("fit_training.evaluation.photograph_features.extract_features")
+    monkeypatch.delattr("fit_training.evaluation.feature_networks.extract_features")
     told: list[tuple[int, int]] = []
     again = photograph_features(
         archive, NAMES, network, tmp_path / "cache", lambda done, of: told.append((done, of))
@@ -66,7 +69,7 @@ def test_kept_features_are_used_again(
 
 
 def test_kept_features_are_only_of_the_same_photographs_classes_and_weights(
-    archive: Path, network: FeatureNetwork, tmp_path: Path
+    archive: Path, network: EfficientNetFeatures, tmp_path: Path
 ):
     cache = tmp_path / "cache"
     photograph_features(archive, NAMES, network, cache, quiet)
@@ -76,5 +79,5 @@ def test_kept_features_are_only_of_the_same_photographs_classes_and_weights(
     other = load_feature_network(write_feature_weights(tmp_path / "other.safetensors"))
     with torch.no_grad():
         other.head.weight.mul_(2)
-    photograph_features(archive, NAMES, other, cache, quiet)
+    photograph_features(archive, NAMES, EfficientNetFeatures(other), cache, quiet)
     assert len(list(cache.iterdir())) == 4
