@@ -27,6 +27,7 @@ def toy_run(data: Path, output: Path) -> TrainConfig:
         checkpoint_every=3,
         keep_checkpoints=5,
         device="cpu",
+        tensorboard=False,
     )
 
 

@@ -54,6 +54,9 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest stay.
         seed: of initial weights, order, times, noise and dropout.
+        tensorboard: whether `output/tensorboard` is written beside `output/log.jsonl`.
+        sample_every: steps between sheets of pictures in `output/samples`; 0 draws none.
+        sample_autoencoder: decodes them: the one `prepare` took, a folder or "embedded".
     """
 
     data: str
@@ -84,6 +87,9 @@ class TrainConfig:
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
     seed: int = 0
+    tensorboard: bool = True
+    sample_every: int = 0
+    sample_autoencoder: str = ""
 
     def __post_init__(self) -> None:
         _one_of("model", self.model, tuple(NAMED_CONFIGS))
@@ -106,6 +112,7 @@ class TrainConfig:
             "num_threads",
             "alignment_weight",
             "weight_decay",
+            "sample_every",
         ):
             _at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "gradient_clip"):
@@ -116,6 +123,8 @@ class TrainConfig:
         for name in ("class_dropout", "class_balance", "ema_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in 0..1")
+        if self.sample_every and not self.sample_autoencoder:
+            raise ValueError("sample_autoencoder is empty; it must be given with sample_every")
         depth = NAMED_CONFIGS[self.model].depth
         if not 1 <= self.alignment_block <= depth:
             raise ValueError(f"alignment_block is {self.alignment_block}; {self.model} has {depth}")

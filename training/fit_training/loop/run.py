@@ -13,10 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fit_models.networks.fitv2 import FiTv2
 from fit_training.loop.checkpoints import checkpoint_path, load_newest_checkpoint
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.processes import processes_of_environment
+from fit_training.loop.reports import RunReports
 from fit_training.loop.run_folder import RunFolder
+from fit_training.loop.sample_grid import SampleGrid, open_sample_grid
+from fit_training.loop.sharding import whole_tree
 from fit_training.loop.trainer import Trainer
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -58,6 +64,8 @@ def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress |
     saved_step = trainer.step if state is not None else -1
     stop: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
+    reports = _open_reports(folder, trainer, on_progress)
+    samples = open_sample_grid(config, trainer.data, trainer.device) if reports else None
     started, tokens, images = time.monotonic(), 0, 0
     try:
         steps = trainer.steps()
@@ -72,19 +80,23 @@ def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress |
             if trainer.step % config.log_every == 0:
                 seconds = time.monotonic() - started
                 rates = {"tokens_per_s": tokens / seconds, "images_per_s": images / seconds}
-                _report(folder, trainer, {**scalars, **rates}, on_progress)
+                _report(reports, trainer, {**scalars, **rates})
                 started, tokens, images = time.monotonic(), 0, 0
             if trainer.step % config.checkpoint_every == 0:
                 score = None
                 if trainer.validation is not None:
                     score = trainer.validation_loss()
-                    _report(folder, trainer, {"validation_loss": score}, on_progress)
+                    _report(reports, trainer, {"validation_loss": score})
                 _save(folder, trainer, score)
                 saved_step = trainer.step
+            if config.sample_every and trainer.step % config.sample_every == 0:
+                _draw(reports, samples, trainer)
         if saved_step != trainer.step:
             _save(folder, trainer, None)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        if reports is not None:
+            reports.close()
     return checkpoint_path(Path(config.output), trainer.step)
 
 
@@ -98,21 +110,23 @@ def _save(folder: RunFolder | None, trainer: Trainer, score: float | None) -> No
     trainer.processes.on_main(write)
 
 
-def _report(
-    folder: RunFolder | None,
-    trainer: Trainer,
-    scalars: dict[str, float],
-    on_progress: OnProgress | None,
-) -> None:
+def _open_reports(
+    folder: RunFolder | None, trainer: Trainer, on_progress: OnProgress | None
+) -> RunReports | None:
     if folder is None:
-        return
-    row = {
-        "step": trainer.step,
-        "epoch": trainer.epoch,
-        "images_seen": trainer.images_seen,
-        "time": time.time(),
-        **scalars,
-    }
-    folder.log.append(row)
-    if on_progress is not None:
-        on_progress(row)
+        return None
+    return RunReports(folder.folder, trainer.config.tensorboard, trainer.step, on_progress)
+
+
+def _report(reports: RunReports | None, trainer: Trainer, scalars: dict[str, float]) -> None:
+    if reports is not None:
+        counts = {"epoch": trainer.epoch, "images_seen": trainer.images_seen}
+        reports.scalars(trainer.step, {**counts, **scalars})
+
+
+def _draw(reports: RunReports | None, samples: SampleGrid | None, trainer: Trainer) -> None:
+    weights = whole_tree(trainer.averaged.weights)  # of slices that all processes hold
+    if reports is not None and samples is not None:
+        with torch.device("meta"):
+            network = FiTv2(trainer.network.config)  # the trainer's own may lie in slices
+        reports.pictures(trainer.step, samples.sheet(network, weights))

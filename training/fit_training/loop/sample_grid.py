@@ -1,0 +1,133 @@
+"""Pictures a run draws while it trains: always the same seeds, classes and sizes.
+
+Knows how averaged weights and noise become a contact sheet. Knows nothing of when that happens, of
+losses or of files but the autoencoder's.
+
+Dimension key: N tokens of a picture, T tokens of a row of pictures, K token channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.func import functional_call
+
+from fit_models.autoencoder import Autoencoder
+from fit_models.diffusion.guidance import guide
+from fit_models.diffusion.prediction import timestep_of_sigma
+from fit_models.diffusion.sampler import euler
+from fit_models.networks.fitv2 import FiTv2
+from fit_models.packing import layout_of_grids
+from fit_models.patches import unpatchify
+from fit_training.autoencoder.autoencoder_folder import autoencoder_folder
+from fit_training.evaluation.contact_sheet import SheetRow, contact_sheet
+from fit_training.loop.config import TrainConfig
+from fit_training.loop.data import LatentDataset
+
+# (rows, columns) in tokens: within the areas that `prepare` draws, and of unlike aspects.
+GRIDS = ((8, 8), (8, 12), (12, 8), (10, 10))
+MAX_CLASSES = 8
+NUM_STEPS = 12
+GUIDANCE_SCALE = 4.0
+
+
+class SampleGrid:
+    """Draws one row of pictures per class.
+
+    The noise of a picture is its column's alone: the same at every step of a run and in every row.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        class_names: Sequence[str],
+        latent_shift: float,
+        latent_scale: float,
+        grids: Sequence[tuple[int, int]] = GRIDS,
+    ) -> None:
+        """Keep what does not change from one sheet to the next.
+
+        Args:
+            autoencoder: the one whose latents the run is trained on.
+            class_names: of the run, in label order; of more than `MAX_CLASSES`, that many evenly
+                spaced ones are drawn.
+            latent_shift, latent_scale: what training did to latents, (latent - shift) * scale.
+            grids: (rows, columns) in tokens of the pictures of a row.
+        """
+        count = min(len(class_names), MAX_CLASSES)
+        self.labels = tuple(i * len(class_names) // count for i in range(count))
+        self.class_names = tuple(class_names)
+        self._autoencoder = autoencoder
+        self._shift, self._scale = latent_shift, latent_scale
+        self._grids = tuple(grids)
+
+    @torch.no_grad()
+    def sheet(self, network: FiTv2, weights: Mapping[str, Tensor]) -> Image.Image:
+        """Draw all pictures with `weights` in the place of the network's own, which stay."""
+        rows = []
+        for label in self.labels:
+            tokens_TK = self.tokens(network, weights, label)
+            rows.append(SheetRow(self.class_names[label], self._decode(tokens_TK, network)))
+        return contact_sheet(rows)
+
+    @torch.no_grad()
+    def tokens(self, network: FiTv2, weights: Mapping[str, Tensor], label: int) -> Tensor:
+        """Noise to normalised latent tokens of one class, [T, K]: guided Euler steps, packed.
+
+        Both branches of all pictures are one pack. Guidance changes every channel.
+        """
+        config = network.config
+        device = next(iter(weights.values())).device
+        x_TK = self.noise(config.token_channels).to(device)
+        both = [*self._grids, *self._grids]
+        layout = layout_of_grids(both, config.head_dim, config.rope, device)
+        labels = [label] * len(self._grids) + [config.null_label] * len(self._grids)
+        label_S = torch.tensor(labels, device=device)
+        scale_T1 = torch.full((len(x_TK), 1), GUIDANCE_SCALE, device=device)
+        for evaluation in euler(NUM_STEPS).evaluations:
+            timestep_S = torch.full((len(both),), timestep_of_sigma(evaluation.sigma)).to(device)
+            arguments = (x_TK.repeat(2, 1), layout, timestep_S, label_S)
+            predicted = functional_call(network, dict(weights), arguments)
+            velocity_TK = guide(*predicted.float().chunk(2), scale_T1, config.token_channels)
+            x_TK = x_TK + evaluation.coefficients[1] * velocity_TK
+        return x_TK
+
+    def noise(self, token_channels: int) -> Tensor:
+        """Standard normal tokens of a row of pictures [T, K]; column c has the seed c."""
+        drawn = [
+            torch.randn(
+                rows * columns, token_channels, generator=torch.Generator().manual_seed(seed)
+            )
+            for seed, (rows, columns) in enumerate(self._grids)
+        ]
+        return torch.cat(drawn)
+
+    def _decode(self, tokens_TK: Tensor, network: FiTv2) -> list[np.ndarray]:
+        """Undo the normalisation and decode: uint8 [height, width, 3] each."""
+        latents_TK = tokens_TK / self._scale + self._shift
+        pictures = []
+        lengths = [rows * columns for rows, columns in self._grids]
+        for (rows, columns), own_NK in zip(self._grids, latents_TK.split(lengths), strict=True):
+            latent = unpatchify(own_NK[None], rows, columns, network.config.patch_size)
+            pixels = self._autoencoder.decode(latent.to(self._autoencoder.device))[0]
+            pictures.append(pixels.permute(1, 2, 0).cpu().numpy())
+        return pictures
+
+
+def open_sample_grid(
+    config: TrainConfig, data: LatentDataset, device: torch.device | str = "cpu"
+) -> SampleGrid | None:
+    """Load `config.sample_autoencoder` for pictures of a run on `data`; None if it draws none.
+
+    Raises:
+        ValueError: the folder holds no autoencoder we know.
+    """
+    if not config.sample_every:
+        return None
+    loaded = Autoencoder.from_folder(autoencoder_folder(Path(config.sample_autoencoder))).to(device)
+    return SampleGrid(loaded, data.class_names, data.latent_shift, data.latent_scale)
