@@ -1,6 +1,5 @@
 """`fit-serve bench ladder`: every policy on the same requests, in one run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,7 +32,7 @@ def ladder(
     max_num_seqs: options.MaxNumSeqs = 64,
     max_num_batched_tokens: options.MaxNumBatchedTokens = None,
     feature_network: Annotated[
-        Path | None, typer.Option(help="Weights of a network that measures distances too.")
+        str | None, typer.Option(help="Network that measures distances too, as for evaluate.")
     ] = None,
     seed: options.Seed = 0,
     json_file: options.JsonFile = None,
@@ -70,18 +69,16 @@ def ladder(
     typer.echo(line)
 
 
-def feature_distance(weights: Path) -> "FeatureDistance":
+def feature_distance(name_or_path: str) -> "FeatureDistance":
     """Mean distance between the features of pictures and of others, in their own unit."""
     import torch
 
-    from fit_training.evaluation.measures import extract_features
-    from fit_training.feature_network import load_feature_network
+    from fit_training.evaluation.feature_networks import open_feature_source
 
-    network = load_feature_network(weights)
+    source = open_feature_source(name_or_path)
 
     def features(pictures: "list[numpy.ndarray]") -> torch.Tensor:
-        images = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in pictures]
-        return extract_features(network, images)
+        return source.features([torch.from_numpy(pixels).permute(2, 0, 1) for pixels in pictures])
 
     def distance(pictures: "list[numpy.ndarray]", others: "list[numpy.ndarray]") -> float:
         return float((features(pictures) - features(others)).norm(dim=1).mean())
