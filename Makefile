@@ -64,6 +64,24 @@ serve: $(STAMP) ## serve the embedded model (PORT=8000 HOST=127.0.0.1 MODEL=embe
 	@echo "[serve] starting on http://$(HOST):$(PORT) (Ctrl-C stops)"
 	@exec $(BIN)/fit-serve serve --host $(HOST) --port $(PORT) --model $(MODEL) $(ARGS)
 
+# PHOTOGRAPHS: a folder with a folder of photographs for each class. DEMO: where the demo's files go.
+PHOTOGRAPHS ?=
+DEMO ?= build/demo
+
+.PHONY: train-demo
+train-demo: $(STAMP) ## photographs to a served model, in minutes on a CPU (PHOTOGRAPHS=folder DEMO=build/demo ARGS=num_steps=600)
+	@test -n "$(PHOTOGRAPHS)" || { echo "[train-demo] which photographs? make train-demo PHOTOGRAPHS=folder" >&2; exit 1; }
+	@$(BIN)/python examples/hold_out.py $(PHOTOGRAPHS) $(DEMO)/photographs
+	@$(BIN)/fit-serve prepare $(DEMO)/photographs/train $(DEMO)/latents
+	@$(BIN)/fit-serve train configs/demo.yaml data=$(DEMO)/latents output=$(DEMO)/run $(ARGS)
+	@$(BIN)/fit-serve export $(DEMO)/run $(DEMO)/bundle --name demo --autoencoder embedded --replace \
+	  --classes $(DEMO)/latents/classes.txt --num-inference-steps 20 --guidance-scale 4 --guided-channels 4
+	@$(BIN)/fit-serve evaluate --model $(DEMO)/bundle --feature-network embedded \
+	  --photographs $(DEMO)/photographs/train --validation $(DEMO)/photographs/val \
+	  --report $(DEMO)/report.json --contact-sheet $(DEMO)/sheet.png >/dev/null
+	@echo "[train-demo] pictures in $(DEMO)/sheet.png; serve them: make serve MODEL=$(DEMO)/bundle"
+	@$(BIN)/python examples/what_was_measured.py $(DEMO)/run/log.jsonl $(DEMO)/report.json
+
 .PHONY: test
 test: $(STAMP) ## fast tests, on the CPU
 	@$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)

@@ -39,7 +39,7 @@ def test_no_module_is_a_drawer():
 
 def test_tests_mirror_the_packages_and_are_no_package():
     assert list_files("tests/**/__init__.py", "tests/__init__.py") == []
-    allowed = {"benchmarks", "kernels", "models", "serve", "training", "support"}
+    allowed = {"benchmarks", "examples", "kernels", "models", "serve", "training", "support"}
     folders = {PurePosixPath(path).parts[2] for path in list_files("tests/unit/*/*.py")}
     assert folders <= allowed
 
