@@ -1,4 +1,4 @@
-"""Around the commands of `make train-demo`: photographs are parted, and a line says what was found."""
+"""Around the commands of `make train-demo`: photographs parted, and a line of figures."""
 
 import json
 import runpy
