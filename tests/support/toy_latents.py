@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,10 +21,13 @@ def write_toy_latents(
     images: Sequence[tuple[int, int, int]] = IMAGES,
     num_shards: int = 2,
     seed: int = 0,
+    class_names: Sequence[str] = CLASS_NAMES,
+    **described: Any,
 ) -> Path:
     """Write `images` of 4 latent channels and patches of 2 into shards, and return the folder.
 
-    A class has its own mean, so that there is something to learn.
+    A class has its own mean, so that there is something to learn. The index also says what is
+    `described`.
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
@@ -34,10 +38,11 @@ def write_toy_latents(
         made.append(LatentImage(tokens, features, (rows, columns), label, photo, flip=False))
     classes = [
         {"label": label, "name": name.title(), "text": name}
-        for label, name in enumerate(CLASS_NAMES)
+        for label, name in enumerate(class_names)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    latents = LatentFolder(folder, {"patch_size": 2, "split": "train", "classes": classes})
+    description = {"patch_size": 2, "split": "train", "classes": classes, **described}
+    latents = LatentFolder(folder, description)
     size = -(-len(made) // num_shards)
     for part in range(num_shards):
         latents.add(shard_name(0, part), 0, made[part * size : (part + 1) * size])

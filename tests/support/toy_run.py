@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fit_training.loop.checkpoints import load_newest_checkpoint
-from fit_training.loop.config import TrainConfig
+from fit_training.loop.config import RunConfig, TrainConfig
 
 NUM_STEPS = 6
 
@@ -31,13 +31,13 @@ def toy_run(data: Path, output: Path) -> TrainConfig:
     )
 
 
-def saved(config: TrainConfig) -> dict[str, Any]:
+def saved(config: RunConfig) -> dict[str, Any]:
     state = load_newest_checkpoint(Path(config.output))
     assert state is not None
     return state
 
 
-def logged(config: TrainConfig) -> list[dict[str, Any]]:
+def logged(config: RunConfig) -> list[dict[str, Any]]:
     lines = (Path(config.output) / "log.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 

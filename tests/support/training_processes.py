@@ -12,15 +12,17 @@ from typing import Any
 
 from torch.multiprocessing.spawn import spawn
 
-from fit_training.loop.config import TrainConfig
+from fit_training.loop.config import RunConfig
 from fit_training.loop.run import train
+from fit_training.post_training.config import PostTrainConfig
+from fit_training.post_training.run import post_train
 
 
 @dataclass(frozen=True)
 class Run:
     """A run, and the step after which its first process is told to stop (0: never)."""
 
-    config: TrainConfig
+    config: RunConfig
     stop: int = 0
 
 
@@ -46,7 +48,10 @@ def _train(rank: int, world_size: int, ports: Sequence[int], runs: Sequence[Run]
             if row["step"] == stop and "loss" in row:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        train(run.config, on_progress)
+        if isinstance(run.config, PostTrainConfig):
+            post_train(run.config, on_progress)
+        else:
+            train(run.config, on_progress)
 
 
 def _free_port() -> int:

@@ -55,6 +55,11 @@ def read_run(checkpoint: Path) -> FinishedRun:
     state = read_checkpoint(checkpoint) if is_checkpoint(checkpoint) else _newest(checkpoint)
     if missing := [key for key in _WANTED if key not in state]:
         raise ValueError(f"checkpoint: {checkpoint} lacks {missing}; it is none of fit-serve train")
+    if "base" in state:
+        raise ValueError(
+            f"checkpoint: {checkpoint} is of fit-serve post-train, which writes what is served "
+            "itself, into its output folder"
+        )
     weights = state["averaged"]
     num_classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
     shift, scale = state["latents"]

@@ -19,9 +19,10 @@ def train(
 ) -> None:
     """Train a network on what `prepare` wrote; goes on where a stopped run was."""
     from fit_serve.cli.progress import progress_bar
-    from fit_training.loop.config import load_train_config
+    from fit_training.loop.config import TrainConfig
+    from fit_training.loop.config_file import load_config
 
-    run = load_train_config(config, overrides or [])
+    run = load_config(config, TrainConfig, overrides or [])
     from fit_training.loop.run import train as run_training
 
     typer.echo(f"training {run.model} for {run.num_steps} steps on {run.data}")

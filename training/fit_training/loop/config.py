@@ -1,30 +1,26 @@
-"""What a training run is: one dataclass, read from YAML and `key=value`, in every checkpoint.
+"""What a run is: dataclasses of settings, in every checkpoint.
 
-Knows names, defaults and limits; opens no data and makes no network.
+Knows names, defaults and limits; reads no file (`config_file.py`), opens no data and makes no
+network.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
-
-import yaml
 
 from fit_kernels.backend import BACKENDS
 from fit_models.config import NAMED_CONFIGS
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """A run of `fit-serve train`.
+class RunConfig:
+    """What every run has: of `fit-serve train`, and of `fit-serve post-train`.
 
     Attributes:
         data: folder that `fit-serve prepare` wrote for training.
         output: folder for checkpoints, log and the config itself.
-        model: a named size, see `fit_models.config.NAMED_CONFIGS`.
         validation_data: the same for validation; empty for none.
         num_steps: optimizer steps of the whole run.
         tokens_per_batch: packed tokens of one micro-batch; it may hold fewer, never more unless one
@@ -61,7 +57,6 @@ class TrainConfig:
 
     data: str
     output: str
-    model: str = "FiTv2-Ti/2"
     validation_data: str = ""
     num_steps: int = 20_000
     tokens_per_batch: int = 3072
@@ -92,11 +87,10 @@ class TrainConfig:
     sample_autoencoder: str = ""
 
     def __post_init__(self) -> None:
-        _one_of("model", self.model, tuple(NAMED_CONFIGS))
-        _one_of("optimizer", self.optimizer, ("muon", "adamw"))
-        _one_of("precision", self.precision, ("bfloat16", "float32"))
-        _one_of("operators", self.operators, ("auto", *BACKENDS))
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("optimizer", self.optimizer, ("muon", "adamw"))
+        one_of("precision", self.precision, ("bfloat16", "float32"))
+        one_of("operators", self.operators, ("auto", *BACKENDS))
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
         for name in (
             "num_steps",
             "tokens_per_batch",
@@ -105,7 +99,7 @@ class TrainConfig:
             "checkpoint_every",
             "keep_checkpoints",
         ):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in (
             "warmup_steps",
             "decay_steps",
@@ -114,7 +108,7 @@ class TrainConfig:
             "weight_decay",
             "sample_every",
         ):
-            _at_least(name, getattr(self, name), 0)
+            at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "gradient_clip"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
@@ -125,75 +119,38 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in 0..1")
         if self.sample_every and not self.sample_autoencoder:
             raise ValueError("sample_autoencoder is empty; it must be given with sample_every")
-        depth = NAMED_CONFIGS[self.model].depth
-        if not 1 <= self.alignment_block <= depth:
-            raise ValueError(f"alignment_block is {self.alignment_block}; {self.model} has {depth}")
+        at_least("alignment_block", self.alignment_block, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return asdict(self)
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML file, then apply `key=value` overrides.
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """A run of `fit-serve train`: from random weights.
 
-    Raises:
-        ValueError: a key is unknown, a value has the wrong type or is out of range.
+    Attributes:
+        model: a named size, see `fit_models.config.NAMED_CONFIGS`.
     """
-    values = _parsed(path.read_text(encoding="utf-8"), str(path)) or {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(f"override {override!r} is not of the form key=value")
-        values[key.strip()] = _parsed(text, f"override {override!r}")
-    return _checked(values)
+
+    model: str = "FiTv2-Ti/2"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("model", self.model, tuple(NAMED_CONFIGS))
+        depth = NAMED_CONFIGS[self.model].depth
+        if self.alignment_block > depth:
+            raise ValueError(f"alignment_block is {self.alignment_block}; {self.model} has {depth}")
 
 
-def _parsed(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {error}") from error
-
-
-def _checked(values: dict[str, Any]) -> TrainConfig:
-    types = {f.name: str(f.type) for f in fields(TrainConfig)}
-    if unknown := sorted(set(values) - set(types)):
-        raise ValueError(f"unknown training settings {unknown}; known: {sorted(types)}")
-    for name, value in values.items():
-        wanted = types[name]
-        if wanted == "float" and isinstance(value, str):
-            value = values[name] = _number(name, value)  # YAML 1.1 reads 1e-3 as text
-        good = {
-            "int": isinstance(value, int) and not isinstance(value, bool),
-            "float": isinstance(value, int | float) and not isinstance(value, bool),
-            "bool": isinstance(value, bool),
-            "str": isinstance(value, str),
-            "tuple[str, ...]": isinstance(value, list) and all(isinstance(v, str) for v in value),
-        }[wanted]
-        if not good:
-            raise ValueError(f"{name} is {value!r}; it must be of type {wanted}")
-    if missing := sorted({"data", "output"} - set(values)):
-        raise ValueError(f"training settings {missing} are missing")
-    if "classes" in values:
-        values["classes"] = tuple(values["classes"])
-    return TrainConfig(**values)
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be a number") from None
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a setting whose value is none of the known ones, with `ValueError`."""
     if value not in known:
         raise ValueError(f"{name} is {value!r}; known: {', '.join(known)}")
 
 
-def _at_least(name: str, value: float, limit: float) -> None:
+def at_least(name: str, value: float, limit: float) -> None:
+    """Refuse a setting that is not a number of at least the limit, with `ValueError`."""
     if not value >= limit:
         raise ValueError(f"{name} is {value}; it must be at least {limit}")

@@ -59,6 +59,8 @@ class LatentDataset:
         self.latent_scale = float(
             1.0 / (spread.square() + (mean - mean.mean()).square()).mean().sqrt()
         )
+        self._autoencoder: dict[str, float] | None = index.get("autoencoder")
+        self._folder = folder
         self._tokens = torch.cat([s["tokens"] for s in shards])
         self._features = torch.cat([s.get("features", s["tokens"][:, :0]) for s in shards])
         self.grids = torch.cat([s["grid"] for s in shards]).long().numpy()
@@ -73,6 +75,21 @@ class LatentDataset:
     def use_normalisation_of(self, other: LatentDataset) -> None:
         """Take shift and scale from the training set: a model has one latent space."""
         self.latent_shift, self.latent_scale = other.latent_shift, other.latent_scale
+
+    def use_latents_of(self, shift_factor: float, scaling_factor: float) -> None:
+        """Take the latent space of a model, (raw latent - shift_factor) * scaling_factor.
+
+        Raises:
+            ValueError: the folder does not say what its autoencoder did to raw latents.
+        """
+        if self._autoencoder is None:
+            raise ValueError(
+                f"data: {self._folder} was prepared by an earlier version and lacks `autoencoder` "
+                "in its index; prepare it again"
+            )
+        own = self._autoencoder
+        self.latent_shift = (shift_factor - own["shift_factor"]) * own["scaling_factor"]
+        self.latent_scale = scaling_factor / own["scaling_factor"]
 
     def __len__(self) -> int:
         return len(self._images)

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+_TABLES = ("embedding_table.weight", "new_rows.weight")
 _MUON_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")
 
 
 def make_optimizers(
     modules: Iterable[nn.Module], name: str, learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that together own every parameter exactly once.
+    """Return the optimizers that together own every parameter with a gradient exactly once.
 
     Args:
         modules: the network and whatever else is trained with it.
@@ -28,9 +29,11 @@ def make_optimizers(
     muon, decayed, plain = [], [], []
     for module in modules:
         for key, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if name == "muon" and key.endswith(tuple(f"{x}.weight" for x in _MUON_LAYERS)):
                 muon.append(parameter)
-            elif parameter.ndim == 2 and "embedding_table" not in key:
+            elif parameter.ndim == 2 and not key.endswith(_TABLES):
                 decayed.append(parameter)
             else:
                 plain.append(parameter)

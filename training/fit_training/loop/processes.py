@@ -71,6 +71,11 @@ class Processes:
             )
 
 
+def is_main_of_environment() -> bool:
+    """Whether this process is the first of those that torchrun started, or alone."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def processes_of_environment(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started, until the end of the block.

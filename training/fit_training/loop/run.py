@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from fit_models.networks.fitv2 import FiTv2
 from fit_training.loop.checkpoints import checkpoint_path, load_newest_checkpoint
-from fit_training.loop.config import TrainConfig
-from fit_training.loop.processes import processes_of_environment
+from fit_training.loop.config import RunConfig
+from fit_training.loop.processes import Processes, processes_of_environment
 from fit_training.loop.reports import RunReports
 from fit_training.loop.run_folder import RunFolder
 from fit_training.loop.sample_grid import SampleGrid, open_sample_grid
@@ -28,7 +27,12 @@ from fit_training.loop.trainer import Trainer
 OnProgress = Callable[[dict[str, Any]], None]
 
 
-def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bool = True) -> Path:
+def train(
+    config: RunConfig,
+    on_progress: OnProgress | None = None,
+    resume: bool = True,
+    make_trainer: Callable[[RunConfig, Processes], Trainer] = Trainer,
+) -> Path:
     """Train (or go on training) until `num_steps`; SIGTERM saves and returns.
 
     Started by torchrun, its processes share the work; the first one logs, reports and saves.
@@ -37,6 +41,7 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bo
         config: the run.
         on_progress: is given every row of the log.
         resume: go on from the newest good checkpoint in the output folder, if there is one.
+        make_trainer: says what is trained and how.
 
     Returns:
         The newest checkpoint's path.
@@ -51,7 +56,7 @@ def train(config: TrainConfig, on_progress: OnProgress | None = None, resume: bo
         if processes.is_main:
             folder = RunFolder(Path(config.output), config.keep_checkpoints, resume)
         processes.any(False)  # the others wait until the folder is mended
-        return _train(Trainer(config, processes), folder, on_progress)
+        return _train(make_trainer(config, processes), folder, on_progress)
 
 
 def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress | None) -> Path:
@@ -65,7 +70,8 @@ def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress |
     stop: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _frame: stop.append(number))
     reports = _open_reports(folder, trainer, on_progress)
-    samples = open_sample_grid(config, trainer.data, trainer.device) if reports else None
+    plan = trainer.sample_plan()
+    samples = open_sample_grid(config, trainer.data, plan, trainer.device) if reports else None
     started, tokens, images = time.monotonic(), 0, 0
     try:
         steps = trainer.steps()
@@ -128,5 +134,5 @@ def _draw(reports: RunReports | None, samples: SampleGrid | None, trainer: Train
     weights = whole_tree(trainer.averaged.weights)  # of slices that all processes hold
     if reports is not None and samples is not None:
         with torch.device("meta"):
-            network = FiTv2(trainer.network.config)  # the trainer's own may lie in slices
+            network = trainer.blank_network()  # the trainer's own may lie in slices
         reports.pictures(trainer.step, samples.sheet(network, weights))

@@ -26,14 +26,11 @@ from fit_models.packing import layout_of_grids
 from fit_models.patches import unpatchify
 from fit_training.autoencoder.autoencoder_folder import autoencoder_folder
 from fit_training.evaluation.contact_sheet import SheetRow, contact_sheet
-from fit_training.loop.config import TrainConfig
+from fit_training.loop.config import RunConfig
 from fit_training.loop.data import LatentDataset
+from fit_training.loop.sample_plan import SamplePlan
 
-# (rows, columns) in tokens: within the areas that `prepare` draws, and of unlike aspects.
-GRIDS = ((8, 8), (8, 12), (12, 8), (10, 10))
 MAX_CLASSES = 8
-NUM_STEPS = 12
-GUIDANCE_SCALE = 4.0
 
 
 class SampleGrid:
@@ -48,31 +45,33 @@ class SampleGrid:
         class_names: Sequence[str],
         latent_shift: float,
         latent_scale: float,
-        grids: Sequence[tuple[int, int]] = GRIDS,
+        plan: SamplePlan,
     ) -> None:
         """Keep what does not change from one sheet to the next.
 
         Args:
             autoencoder: the one whose latents the run is trained on.
-            class_names: of the run, in label order; of more than `MAX_CLASSES`, that many evenly
-                spaced ones are drawn.
+            class_names: of the data; of more than `MAX_CLASSES`, that many evenly spaced ones are
+                drawn.
             latent_shift, latent_scale: what training did to latents, (latent - shift) * scale.
-            grids: (rows, columns) in tokens of the pictures of a row.
+            plan: their labels, and how pictures are drawn.
         """
         count = min(len(class_names), MAX_CLASSES)
-        self.labels = tuple(i * len(class_names) // count for i in range(count))
-        self.class_names = tuple(class_names)
+        chosen = [i * len(class_names) // count for i in range(count)]
+        self.labels = tuple(plan.labels[i] for i in chosen)
+        self.class_names = tuple(class_names[i] for i in chosen)
+        self._plan = plan
         self._autoencoder = autoencoder
         self._shift, self._scale = latent_shift, latent_scale
-        self._grids = tuple(grids)
+        self._grids = plan.grids
 
     @torch.no_grad()
     def sheet(self, network: FiTv2, weights: Mapping[str, Tensor]) -> Image.Image:
         """Draw all pictures with `weights` in the place of the network's own, which stay."""
         rows = []
-        for label in self.labels:
+        for label, name in zip(self.labels, self.class_names, strict=True):
             tokens_TK = self.tokens(network, weights, label)
-            rows.append(SheetRow(self.class_names[label], self._decode(tokens_TK, network)))
+            rows.append(SheetRow(name, self._decode(tokens_TK, network)))
         return contact_sheet(rows)
 
     @torch.no_grad()
@@ -88,8 +87,8 @@ class SampleGrid:
         layout = layout_of_grids(both, config.head_dim, config.rope, device)
         labels = [label] * len(self._grids) + [config.null_label] * len(self._grids)
         label_S = torch.tensor(labels, device=device)
-        scale_T1 = torch.full((len(x_TK), 1), GUIDANCE_SCALE, device=device)
-        for evaluation in euler(NUM_STEPS).evaluations:
+        scale_T1 = torch.full((len(x_TK), 1), self._plan.guidance_scale, device=device)
+        for evaluation in euler(self._plan.num_steps).evaluations:
             timestep_S = torch.full((len(both),), timestep_of_sigma(evaluation.sigma)).to(device)
             arguments = (x_TK.repeat(2, 1), layout, timestep_S, label_S)
             predicted = functional_call(network, dict(weights), arguments)
@@ -120,7 +119,10 @@ class SampleGrid:
 
 
 def open_sample_grid(
-    config: TrainConfig, data: LatentDataset, device: torch.device | str = "cpu"
+    config: RunConfig,
+    data: LatentDataset,
+    plan: SamplePlan,
+    device: torch.device | str = "cpu",
 ) -> SampleGrid | None:
     """Load `config.sample_autoencoder` for pictures of a run on `data`; None if it draws none.
 
@@ -130,4 +132,4 @@ def open_sample_grid(
     if not config.sample_every:
         return None
     loaded = Autoencoder.from_folder(autoencoder_folder(Path(config.sample_autoencoder))).to(device)
-    return SampleGrid(loaded, data.class_names, data.latent_shift, data.latent_scale)
+    return SampleGrid(loaded, data.class_names, data.latent_shift, data.latent_scale, plan)

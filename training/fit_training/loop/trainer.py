@@ -17,19 +17,21 @@ from torch import Tensor, nn
 
 from fit_kernels import use_backend
 from fit_models.config import named_config
-from fit_models.diffusion.loss import flow_inputs, sequence_mean_square
+from fit_models.diffusion.loss import sequence_mean_square
 from fit_models.networks.fitv2 import FiTv2
-from fit_models.packing import layout_of_grids
-from fit_training.loop.config import TrainConfig
+from fit_models.packing import PackedLayout, layout_of_grids
+from fit_training.loop.config import RunConfig, TrainConfig
 from fit_training.loop.data import LatentBatch, LatentDataset
 from fit_training.loop.ema import AveragedWeights
 from fit_training.loop.lr import learning_rate_factor
 from fit_training.loop.micro_batches import OptimizerStep, check_shares, optimizer_steps
 from fit_training.loop.optimizer import make_optimizers
 from fit_training.loop.processes import Processes, one_process
-from fit_training.loop.random_choices import draw_choices, micro_batch_generator
+from fit_training.loop.question import Question, flow_question
+from fit_training.loop.random_choices import micro_batch_generator
 from fit_training.loop.recomputation import recompute_in_backward
 from fit_training.loop.repa import AlignmentHead, aligned_channels, alignment_loss
+from fit_training.loop.sample_plan import SamplePlan
 from fit_training.loop.sharding import (
     clip_gradients,
     load_optimizer,
@@ -53,11 +55,15 @@ class StepLosses:
 class Trainer:
     """A run: its data, network, optimizers and how far it has come.
 
+    This one trains a new network by flow matching; those that go on from a model override what
+    differs: `settle_latents`, `make_network`, `question` and what pictures are drawn.
+
     Raises:
-        ValueError: the micro-batches of a step cannot be dealt out evenly to the processes.
+        ValueError: the micro-batches of a step cannot be dealt out evenly to the processes, or
+            there is no such block to align.
     """
 
-    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
+    def __init__(self, config: RunConfig, processes: Processes | None = None) -> None:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         torch.manual_seed(config.seed)
@@ -70,9 +76,9 @@ class Trainer:
         self.validation = None
         if config.validation_data:
             self.validation = LatentDataset(Path(config.validation_data), config.classes)
-            self.validation.use_normalisation_of(self.data)
-        self.network = FiTv2(named_config(config.model, len(self.data.class_names)))
-        self.network.initialize()
+        self.settle_latents()
+        self.network = self.make_network()
+        self._check_alignment_block()
         feature_channels = self.data.batch(self.data.epoch(1, 1.0, 0, 0)[0]).features.shape[1]
         feature_channels = aligned_channels(feature_channels, config.alignment_weight, config.data)
         self.head = AlignmentHead(self.network.config.hidden_size, feature_channels)
@@ -86,6 +92,26 @@ class Trainer:
             (self.network, self.head), config.optimizer, config.learning_rate, config.weight_decay
         )
         self.step, self.epoch, self.position, self.images_seen = 0, 0, 0, 0
+
+    def settle_latents(self) -> None:
+        """Choose the latents' shift and scale: here those of the training set."""
+        if self.validation is not None:
+            self.validation.use_normalisation_of(self.data)
+
+    def make_network(self) -> FiTv2:
+        """A network to train, the same in every process; parameters without gradient stay."""
+        network = self.blank_network()
+        network.initialize()
+        return network
+
+    def blank_network(self) -> FiTv2:
+        """One of the same form, whose weights are yet to be filled in."""
+        assert isinstance(self.config, TrainConfig)
+        return FiTv2(named_config(self.config.model, len(self.data.class_names)))
+
+    def sample_plan(self) -> SamplePlan:
+        """How pictures are drawn on the way: classes are labels in order."""
+        return SamplePlan(tuple(range(len(self.data.class_names))))
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, whatever the number of processes then; all must ask."""
@@ -139,14 +165,7 @@ class Trainer:
         layout = layout_of_grids(
             batch.grids, network.config.head_dim, network.config.rope, self.device
         )
-        drawn = draw_choices(batch.tokens, len(batch.grids), generator, dropout)
-        label_S = batch.labels.masked_fill(drawn.dropped, network.config.null_label)
-        x_TK, t_S, target_TK = flow_inputs(
-            batch.tokens.to(self.device),
-            drawn.noise.to(self.device),
-            drawn.sigma.to(self.device),
-            layout.seq_of_token,
-        )
+        asked = self.question(batch, layout, generator, dropout)
         captured: list[Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -154,15 +173,29 @@ class Trainer:
 
         block = network.blocks[self.config.alignment_block - 1]
         hook = block.register_forward_hook(keep)
-        enabled = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            velocity_TK = network(x_TK, layout, t_S, label_S.to(self.device))
+        with self.autocast():
+            velocity_TK = network(asked.tokens, layout, asked.timestep, asked.label)
             projected = self.head(captured[0])
         hook.remove()
         flow_S = sequence_mean_square(
-            velocity_TK.float() - target_TK, layout.seq_of_token, len(batch.grids)
+            velocity_TK.float() - asked.target, layout.seq_of_token, len(batch.grids)
         )
         return StepLosses(flow_S.mean(), alignment_loss(projected, batch.features.to(self.device)))
+
+    def question(
+        self,
+        batch: LatentBatch,
+        layout: PackedLayout,
+        generator: torch.Generator,
+        dropout: float,
+    ) -> Question:
+        """What the network is asked about a batch: here flow matching."""
+        return flow_question(batch, layout, generator, dropout, self.network.config.null_label)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that networks run in."""
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def accumulate(self, step: OptimizerStep) -> Tensor:
         """Add up gradients over this process's micro-batches of a step.
@@ -223,3 +256,8 @@ class Trainer:
             total += part.image_weight * float(losses.flow)
         self.network.load_state_dict(live)
         return float(self.processes.sum(total.to(self.device)))
+
+    def _check_alignment_block(self) -> None:
+        block, depth = self.config.alignment_block, self.network.config.depth
+        if block > depth:
+            raise ValueError(f"alignment_block is {block}; the network has {depth} blocks")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -68,6 +69,36 @@ def draw_edges(num_sequences: int, num_steps: int, generator: torch.Generator) -
     sigmas = torch.tensor(flow_sigmas(num_steps), dtype=torch.float64)
     edge_S = torch.randint(num_steps, (num_sequences,), generator=generator)
     return Edges(sigmas[edge_S], sigmas[edge_S + 1])
+
+
+@torch.no_grad()
+def student_starts(
+    student: Field,
+    noise_TK: Tensor,
+    edges: Edges,
+    seq_of_token_T: Tensor,
+    num_steps: int,
+) -> Tensor:
+    """Tokens [T, K] that the student's own steps lead to, from noise to where each edge begins.
+
+    There it will stand when it is served, rather than where noise and data mix: the backward
+    simulation of DMD2 (arXiv:2405.14867). The student is asked `num_steps` - 1 times whatever the
+    edges are.
+
+    Args:
+        student: its field, without guidance.
+        noise_TK: tokens at noise level 1.
+        edges: of `draw_edges`, with as many steps.
+        seq_of_token_T: int64, on the device of the tokens.
+        num_steps: of its schedule.
+    """
+    x_TK = noise_TK.float()
+    for sigma, next_sigma in list(pairwise(flow_sigmas(num_steps)))[:-1]:
+        fall_S = torch.where(edges.sigma < sigma, sigma - next_sigma, 0.0)
+        fall_T1 = fall_S.to(x_TK.device, torch.float32)[seq_of_token_T][:, None]
+        levels_S = torch.full_like(edges.sigma, sigma)
+        x_TK = x_TK + fall_T1 * student(x_TK, levels_S).float()
+    return x_TK
 
 
 def student_batch(

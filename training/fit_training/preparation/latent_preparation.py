@@ -96,6 +96,10 @@ class LatentPreparation:
         return {
             "split": config.split,
             "patch_size": PATCH_SIZE,
+            "autoencoder": {
+                "shift_factor": self.autoencoder.shift_factor,
+                "scaling_factor": self.autoencoder.scaling_factor,
+            },
             "alignment_dim": 0 if self.basis is None else self.basis.num_components,
             "sources": sources,
             "options": options | config.variants.options(),

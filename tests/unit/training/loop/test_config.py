@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fit_training.loop.config import TrainConfig, load_train_config
+from fit_training.loop.config import TrainConfig
+from fit_training.loop.config_file import load_config
 
 NEEDED = {"data": "latents", "output": "run"}
 
@@ -14,7 +15,7 @@ NEEDED = {"data": "latents", "output": "run"}
 def load(tmp_path: Path, values: Any = NEEDED, overrides: tuple[str, ...] = ()) -> TrainConfig:
     path = tmp_path / "run.yaml"
     path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
-    return load_train_config(path, overrides)
+    return load_config(path, TrainConfig, overrides)
 
 
 def test_what_the_file_does_not_say_is_the_default(tmp_path: Path):

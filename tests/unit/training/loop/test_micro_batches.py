@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fit_training.loop import trainer as trainer_module
+from fit_training.loop import question as question_module
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentDataset
 from fit_training.loop.micro_batches import OptimizerStep, optimizer_steps
@@ -104,7 +104,7 @@ def test_four_micro_batches_have_the_gradient_of_one_batch(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ):
     """They have unlike numbers of images and tokens."""
-    monkeypatch.setattr(trainer_module, "draw_choices", draws_of_the_images)
+    monkeypatch.setattr(question_module, "draw_choices", draws_of_the_images)
     trainer = open_gates(Trainer(config))
     images = np.arange(12)
     cut = (images[:1], images[1:6], images[6:8], images[8:])

@@ -13,13 +13,15 @@ from fit_models.autoencoder import Autoencoder
 from fit_models.config import named_config
 from fit_models.networks.fitv2 import FiTv2
 from fit_training.loop.run import train
-from fit_training.loop.sample_grid import MAX_CLASSES, NUM_STEPS, SampleGrid
+from fit_training.loop.sample_grid import MAX_CLASSES, SampleGrid
+from fit_training.loop.sample_plan import SamplePlan
 from support.small_autoencoders import write_small_autoencoder
 from support.toy_latents import write_toy_latents
 from support.toy_run import differences, saved, toy_run
 
 CLASSES = ("ant", "bee", "cat")
 GRIDS = ((2, 3), (4, 2))
+NUM_STEPS = SamplePlan(()).num_steps
 SHIFT, SCALE = 0.5, 2.0
 
 
@@ -35,7 +37,7 @@ def autoencoder(folder: Path) -> Autoencoder:
 
 @pytest.fixture
 def grid(autoencoder: Autoencoder) -> SampleGrid:
-    return SampleGrid(autoencoder, CLASSES, SHIFT, SCALE, GRIDS)
+    return SampleGrid(autoencoder, CLASSES, SHIFT, SCALE, SamplePlan((0, 1, 2), GRIDS))
 
 
 @pytest.fixture
@@ -73,14 +75,14 @@ def test_neither_a_row_nor_a_column_changes_the_noise_of_another(
     torch.manual_seed(9)
     noise = grid.noise(16)
     assert torch.equal(noise, grid.noise(16))
-    fewer = SampleGrid(autoencoder, CLASSES[:1], SHIFT, SCALE, GRIDS[:1])
+    fewer = SampleGrid(autoencoder, CLASSES[:1], SHIFT, SCALE, SamplePlan((0,), GRIDS[:1]))
     assert torch.equal(fewer.noise(16), noise[:6])
 
 
 def test_a_picture_does_not_notice_its_neighbours(
     autoencoder: Autoencoder, grid: SampleGrid, network: FiTv2
 ):
-    alone = SampleGrid(autoencoder, CLASSES, SHIFT, SCALE, GRIDS[:1])
+    alone = SampleGrid(autoencoder, CLASSES, SHIFT, SCALE, SamplePlan((0, 1, 2), GRIDS[:1]))
     weights = averages(network)
     torch.testing.assert_close(
         alone.tokens(network, weights, 2), grid.tokens(network, weights, 2)[:6]
@@ -125,7 +127,7 @@ def test_steps_go_from_noise_to_image_and_are_guided(
 @pytest.mark.parametrize("count", [1, 3, MAX_CLASSES, 30])
 def test_classes_are_spread_over_all_and_no_more_than_fit(autoencoder: Autoencoder, count: int):
     names = [f"class {i}" for i in range(count)]
-    labels = SampleGrid(autoencoder, names, SHIFT, SCALE).labels
+    labels = SampleGrid(autoencoder, names, SHIFT, SCALE, SamplePlan(tuple(range(count)))).labels
     assert len(set(labels)) == len(labels) == min(count, MAX_CLASSES)
     assert all(0 <= label < count for label in labels)
 

@@ -15,6 +15,7 @@ from fit_training.post_training.few_step import (
     draw_edges,
     edge_target,
     student_batch,
+    student_starts,
 )
 
 LENGTHS = [3, 1, 5]
@@ -108,6 +109,26 @@ def test_every_edge_is_drawn_and_follows_the_schedule():
     assert pairs == {(1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.0)}
     again = draw_edges(200, 4, torch.Generator().manual_seed(0))
     assert torch.equal(edges.sigma, again.sigma)
+
+
+def test_the_students_own_steps_lead_to_where_its_edges_begin():
+    num_steps = 4
+    noise = random_tokens(5)
+    sigmas = flow_sigmas(num_steps)
+    states = [noise]
+    for begin, end in pairwise(sigmas):
+        states.append(states[-1] + (begin - end) * curved(states[-1], torch.full((3,), begin)))
+    for first in range(num_steps):
+        chosen = [first, (first + 1) % num_steps, (first + 2) % num_steps]
+        edges = Edges(
+            torch.tensor([sigmas[i] for i in chosen], dtype=torch.float64),
+            torch.tensor([sigmas[i + 1] for i in chosen], dtype=torch.float64),
+        )
+        start = student_starts(curved, noise, edges, SEQ_OF_TOKEN, num_steps)
+        # Neighbours on other edges: `curved` takes each token for itself, given its own level.
+        for sequence, i in enumerate(chosen):
+            own = sequence == SEQ_OF_TOKEN
+            torch.testing.assert_close(start[own], states[i][own], atol=1e-5, rtol=1e-5)
 
 
 def test_no_gradient_reaches_the_teacher():
