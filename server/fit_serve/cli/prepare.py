@@ -1,7 +1,7 @@
 """`fit-serve prepare`: photographs in, latents for `train` out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,6 +42,17 @@ def prepare(
     num_variants: Annotated[
         int | None, typer.Option(help="Of rule augment: images of each photograph; else 4.")
     ] = None,
+    min_size: Annotated[
+        int | None,
+        typer.Option(help="Of rule augment: the smallest area is its square; else 88."),
+    ] = None,
+    max_size: Annotated[
+        int | None, typer.Option(help="Of rule augment: the largest area is its square; else 184.")
+    ] = None,
+    max_enlargement: Annotated[
+        float | None,
+        typer.Option(help="Of rule augment: times a photograph's own area, at most; else 1.25."),
+    ] = None,
     augment: Annotated[
         bool, typer.Option(help="Several images of each photo; without it one plain one.")
     ] = True,
@@ -63,7 +74,15 @@ def prepare(
         feature_network=feature_network,
         split=split,
         class_names=None if classes is None else read_class_names(classes),
-        variants=variants_of(rule, augment, num_variants, max_side),
+        variants=variants_of(
+            rule,
+            augment,
+            max_side,
+            num_variants=num_variants,
+            min_size=min_size,
+            max_size=max_size,
+            max_enlargement=max_enlargement,
+        ),
         seed=seed,
         alignment_basis=alignment_basis,
         num_workers=num_workers,
@@ -82,22 +101,35 @@ def prepare(
 
 
 def variants_of(
-    rule: str, augment: bool, num_variants: int | None, max_side: int | None
+    rule: str, augment: bool, max_side: int | None, **of_augment: float | None
 ) -> "VariantConfig | FitRule":
     """Choose the rule; raises `ValueError` for an unknown one and for another rule's options."""
+    from fit_training.preparation.alignment import TOKEN_PIXELS
     from fit_training.preparation.fit_rule import FitRule
     from fit_training.preparation.image_variants import VariantConfig
 
     if rule == "fit":
-        if num_variants is not None:
-            raise ValueError(f"num_variants: {num_variants} goes with --rule augment only")
+        for name, value in of_augment.items():
+            if value is not None:
+                raise ValueError(f"{name}: {value} goes with --rule augment only")
         return FitRule(max_side=256 if max_side is None else max_side, mixed=augment)
     if rule != "augment":
         raise ValueError(f"rule: {rule!r} is neither augment nor fit")
     if max_side is not None:
         raise ValueError(f"max_side: {max_side} goes with --rule fit only")
-    count = 4 if num_variants is None else num_variants
-    return VariantConfig(num_variants=count if augment else 1, augment=augment)
+    given: dict[str, Any] = {k: v for k, v in of_augment.items() if v is not None}
+    for name in ("min_size", "max_size"):
+        if name in given and given[name] < 1:
+            raise ValueError(f"{name}: {given[name]} is below 1")
+    values = {k: v for k, v in given.items() if k in ("num_variants", "max_enlargement")}
+    if not augment:
+        values["num_variants"] = 1
+    if "min_size" in given:
+        values["min_area"] = given["min_size"] ** 2
+    if "max_size" in given:
+        values["max_area"] = given["max_size"] ** 2
+        values["max_side"] = max(256, given["max_size"] * 3 // 2 // TOKEN_PIXELS * TOKEN_PIXELS)
+    return VariantConfig(augment=augment, **values)
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def test_it_writes_a_bundle_and_says_where(settings: Path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("method=sft", "error: method is 'sft'; known: high-resolution, lora, few-step"),
+        ("method=sft", "error: method is 'sft'; known: full, high-resolution, lora, few-step"),
         ("model=FiTv2-XL/2", "error: unknown training settings ['model']"),
         ("base=/nowhere", "error: model '/nowhere': /nowhere is not a bundle"),
         ("alignment_block=9", "error: alignment_block is 9; the network has"),

@@ -34,12 +34,16 @@ def test_a_source_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_rule_and_its_options() -> None:
-    assert variants_of("augment", True, None, None) == VariantConfig(num_variants=4)
-    assert variants_of("augment", True, 7, None) == VariantConfig(num_variants=7)
+    assert variants_of("augment", True, None) == VariantConfig(num_variants=4)
+    assert variants_of("augment", True, None, num_variants=7) == VariantConfig(num_variants=7)
     plain = VariantConfig(num_variants=1, augment=False)
-    assert variants_of("augment", False, None, None) == plain
-    assert variants_of("fit", True, None, None) == FitRule(256)
-    assert variants_of("fit", False, None, 512) == FitRule(512, mixed=False)
+    assert variants_of("augment", False, None) == plain
+    large = variants_of("augment", True, None, min_size=64, max_size=272, max_enlargement=3.0)
+    assert large == VariantConfig(
+        min_area=64**2, max_area=272**2, max_side=400, max_enlargement=3.0
+    )
+    assert variants_of("fit", True, None) == FitRule(256)
+    assert variants_of("fit", False, 512) == FitRule(512, mixed=False)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +58,4 @@ def test_options_of_another_rule_are_refused(
     rule: str, num_variants: int | None, max_side: int | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        variants_of(rule, True, num_variants, max_side)
+        variants_of(rule, True, max_side, num_variants=num_variants)

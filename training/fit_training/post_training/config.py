@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from fit_training.loop.config import RunConfig, at_least, one_of
 
-HIGH_RESOLUTION, LORA, FEW_STEP = "high-resolution", "lora", "few-step"
-METHODS = (HIGH_RESOLUTION, LORA, FEW_STEP)
+FULL, HIGH_RESOLUTION, LORA, FEW_STEP = "full", "high-resolution", "lora", "few-step"
+METHODS = (FULL, HIGH_RESOLUTION, LORA, FEW_STEP)
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,15 @@ class PostTrainConfig(RunConfig):
     Attributes:
         base: "embedded" or the folder of a bundle. `data` is prepared with its autoencoder, or with
             one of the same raw latents.
-        method: "high-resolution" (FiTv2 §3.4: larger pictures), "lora" (an adapter, also for new
-            classes) or "few-step" (a student of few steps without guidance).
+        method: "full" (goes on with every weight), "high-resolution" (FiTv2 §3.4: larger pictures),
+            "lora" (an adapter, also for new classes) or "few-step" (a student of few steps without
+            guidance).
         name: of the model that comes out; the base's and the method if empty.
         trained_length: tokens an axis beyond which high resolution stretches rotary frequencies; 0
             is what the base says.
-        restart: high resolution begins with fresh weights where it trains, as the released code.
+        freeze: high resolution trains the paper's 14 % of the weights; otherwise all.
+        restart: high resolution begins with fresh weights where it trains, as the released code;
+            with `freeze` only.
         lora_rank: of the adapter's matrices.
         lora_alpha: the adapter counts lora_alpha / lora_rank times.
         student_steps: Euler steps of the student, K.
@@ -49,6 +52,7 @@ class PostTrainConfig(RunConfig):
     alignment_block: int = 1
     ema_decay: float = 0.998
     trained_length: int = 0
+    freeze: bool = True
     restart: bool = False
     lora_rank: int = 16
     lora_alpha: float = 16.0
@@ -67,5 +71,9 @@ class PostTrainConfig(RunConfig):
         for name in ("lora_alpha", "guidance_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite")
+        if self.restart and not self.freeze:
+            raise ValueError(
+                "restart is true and freeze is false; nothing of the base would be left"
+            )
         if not 0.0 <= self.on_policy_share <= 1.0:
             raise ValueError(f"on_policy_share is {self.on_policy_share}; it must be in 0..1")

@@ -13,7 +13,6 @@ from torch import Tensor
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.loss import noisy_tokens
 from fit_models.diffusion.prediction import timestep_of_sigma
-from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import PackedLayout
 from fit_training.loop.config import RunConfig
 from fit_training.loop.data import LatentBatch
@@ -23,14 +22,14 @@ from fit_training.loop.sample_plan import SamplePlan
 from fit_training.post_training.base_model import BaseModel
 from fit_training.post_training.few_step import draw_edges, edge_target, student_starts
 from fit_training.post_training.guided_teacher import GuidedTeacher
-from fit_training.post_training.post_trainer import PostTrainer
+from fit_training.post_training.post_trainer import FullTrainer
 
 
-class FewStepTrainer(PostTrainer):
+class FewStepTrainer(FullTrainer):
     """Progressive distillation in one go, guidance folded in; see `few_step.py` for sources.
 
-    No label is dropped: the student is served without guidance. Every process holds the whole
-    teacher beside its slices of the student.
+    The student begins as its teacher. No label is dropped: it is served without guidance. Every
+    process holds the whole teacher beside its slices of the student.
     """
 
     def __init__(
@@ -38,14 +37,6 @@ class FewStepTrainer(PostTrainer):
     ) -> None:
         super().__init__(config, processes, base=base)
         self.teacher = base.network().requires_grad_(False).to(self.device)
-
-    def make_network(self) -> FiTv2:
-        """The student begins as its teacher."""
-        return self.base.network()
-
-    def blank_network(self) -> FiTv2:
-        """The same without weights."""
-        return FiTv2(self.base.config)
 
     def sample_plan(self) -> SamplePlan:
         """As the student is served."""

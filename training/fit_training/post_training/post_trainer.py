@@ -1,4 +1,4 @@
-"""Trainers that go on from a model: for larger pictures, and with an adapter.
+"""Trainers that go on from a model: as it is, for larger pictures, and with an adapter.
 
 Knows what of the network is trained and on which labels; a step is `fit_training.loop.trainer`'s.
 """
@@ -104,6 +104,18 @@ class PostTrainer(Trainer):
         super().restore(state)
 
 
+class FullTrainer(PostTrainer):
+    """Every weight, and nothing else is changed: more steps, or other data of the same classes."""
+
+    def make_network(self) -> FiTv2:
+        """The base."""
+        return self.base.network()
+
+    def blank_network(self) -> FiTv2:
+        """The same without weights."""
+        return FiTv2(self.base.config)
+
+
 class HighResolutionTrainer(PostTrainer):
     """FiTv2 §3.4 (arXiv:2410.13925): about 14 % of the weights, stretched rotary frequencies."""
 
@@ -112,7 +124,8 @@ class HighResolutionTrainer(PostTrainer):
         network = self.base.network(self.blank_config())
         if self.settings.restart:
             restart(network)
-        freeze_for_high_resolution(network)
+        if self.settings.freeze:
+            freeze_for_high_resolution(network)
         return network
 
     def blank_network(self) -> FiTv2:

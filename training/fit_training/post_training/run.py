@@ -22,12 +22,23 @@ from fit_training.loop.checkpoints import read_checkpoint
 from fit_training.loop.processes import is_main_of_environment
 from fit_training.loop.run import OnProgress, train
 from fit_training.post_training.base_model import BaseModel, read_base
-from fit_training.post_training.config import FEW_STEP, HIGH_RESOLUTION, LORA, PostTrainConfig
+from fit_training.post_training.config import (
+    FEW_STEP,
+    FULL,
+    HIGH_RESOLUTION,
+    LORA,
+    PostTrainConfig,
+)
 from fit_training.post_training.few_step_trainer import FewStepTrainer
-from fit_training.post_training.post_trainer import AdapterTrainer, HighResolutionTrainer
+from fit_training.post_training.post_trainer import (
+    AdapterTrainer,
+    FullTrainer,
+    HighResolutionTrainer,
+)
 from fit_training.post_training.trainable import high_resolution_config
 
 _TRAINERS = {
+    FULL: FullTrainer,
     HIGH_RESOLUTION: HighResolutionTrainer,
     LORA: AdapterTrainer,
     FEW_STEP: FewStepTrainer,
@@ -80,7 +91,7 @@ def write_result(config: PostTrainConfig, base: BaseModel, state: dict[str, Any]
     model_config, defaults = base.config, base.defaults
     if config.method == HIGH_RESOLUTION:
         model_config = high_resolution_config(base.config, config.trained_length or None)
-    else:
+    if config.method == FEW_STEP:
         defaults = replace(
             defaults,
             num_inference_steps=config.student_steps,

@@ -146,6 +146,17 @@ def same_pictures(one: Bundle, other: Bundle) -> None:
     assert torch.equal(one.autoencoder.decode(latents), other.autoencoder.decode(latents))
 
 
+def test_all_weights_are_trained_if_asked(base: Path, data: Path, tmp_path: Path):
+    config = toy_post_run(base, data, tmp_path, "full", num_steps=2)
+    large = replace(config, method="high-resolution", freeze=False, output=str(tmp_path / "large"))
+    before = read_base(str(base)).weights
+    for run in (config, large):
+        bundle = load_bundle(str(post_train(run)))
+        assert bundle.class_names == CLASS_NAMES
+        assert not any(torch.equal(w, before[name]) for name, w in trained(run).items())
+    assert load_bundle(str(tmp_path / "bundle")).model_config == read_base(str(base)).config
+
+
 def test_high_resolution_restarts_what_it_trains_if_asked(base: Path, data: Path, tmp_path: Path):
     config = toy_post_run(base, data, tmp_path, "high-resolution", restart=True)
     trainer = HighResolutionTrainer(config, base=read_base(str(base)))
@@ -281,7 +292,7 @@ def test_export_says_that_there_is_nothing_to_export(base: Path, data: Path, tmp
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
     [
-        ("method", "sft", "method is 'sft'; known: high-resolution, lora, few-step"),
+        ("method", "sft", "method is 'sft'; known: full, high-resolution, lora, few-step"),
         ("lora_rank", 0, "lora_rank is 0; it must be at least 1"),
         ("student_steps", 0, "student_steps is 0; it must be at least 1"),
         ("teacher_steps", 0, "teacher_steps is 0; it must be at least 1"),
