@@ -33,6 +33,8 @@ class PackedLayout:
         rope_cos: fp32 [P, E/2], the slab that `rope_row` points into.
         rope_sin: fp32 [P, E/2].
         rope_row: int64 [T].
+        grids: (rows, columns) of each sequence on the host, where it is known; for networks that
+            look at a picture's neighbourhoods or tie weights to a size.
     """
 
     lengths: tuple[int, ...]
@@ -42,6 +44,7 @@ class PackedLayout:
     rope_cos: Tensor
     rope_sin: Tensor
     rope_row: Tensor
+    grids: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +63,11 @@ class PackedLayout:
 
 
 def pack_layout(
-    lengths: Sequence[int], rope_cos: Tensor, rope_sin: Tensor, rope_row: Tensor
+    lengths: Sequence[int],
+    rope_cos: Tensor,
+    rope_sin: Tensor,
+    rope_row: Tensor,
+    grids: Sequence[tuple[int, int]] = (),
 ) -> PackedLayout:
     """Describe sequences of the given lengths; tensors go to the device of the rotary slab.
 
@@ -85,6 +92,7 @@ def pack_layout(
         rope_cos=rope_cos,
         rope_sin=rope_sin,
         rope_row=upload(rope_row, device),
+        grids=tuple(grids),
     )
 
 
@@ -114,4 +122,5 @@ def layout_of_grids(
         torch.cat([t[0] for t in tables.values()]).to(device),
         torch.cat([t[1] for t in tables.values()]).to(device),
         torch.cat(rope_rows),
+        grids,
     )
