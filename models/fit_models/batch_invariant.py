@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fit_kernels import linear_fixed_tiles
 from fit_kernels.attention import chosen_attention
 from fit_kernels.backend import current_backend
+from fit_models.families import Network
 from fit_models.joined import join_projections
-from fit_models.networks.fitv2 import FiTv2
 
 
 class FixedTilesLinear(nn.Linear):
@@ -52,7 +52,7 @@ def use_fixed_tiles(network: nn.Module) -> None:
                 parent.set_submodule(name, FixedTilesLinear(child))
 
 
-def fixed_tiles_obstacle(network: FiTv2) -> str | None:
+def fixed_tiles_obstacle(network: Network) -> str | None:
     """Why fixed tiles would not make a network's bits independent of the batch; None if they do.
 
     Only our kernels are known to work on a sequence alike wherever it lies. Of the attentions,

@@ -25,18 +25,25 @@ from fit_models.adapter import load_adapter
 from fit_models.adapter_merge import merge_adapters
 from fit_models.autoencoder import Autoencoder
 from fit_models.checkpoint import load_weights, save_weights
-from fit_models.config import ModelConfig
 from fit_models.device import resolve_device, resolve_dtype
+from fit_models.diffusion.discrete_sampler import DISCRETE_SAMPLERS
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import SAMPLERS
 from fit_models.diffusion.step_cache import GENERIC_PROFILE, PredictionProfile
+from fit_models.families import (
+    Network,
+    NetworkConfig,
+    empty_network,
+    family_named,
+    family_of,
+    samplers_of,
+)
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.prepacked import lay_out_weights
 
 EMBEDDED = "embedded"
 MODEL_INDEX = "model_index.json"
 PROFILE = "scheduler/step_cache.json"
-_NETWORK_CLASS = "FiTv2"
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class SamplingDefaults:
         num_inference_steps: steps of the schedule.
         guidance_scale: 1 is none.
         guidance_interval: (low, high) sigmas between which guidance acts.
-        sampler: a name of `fit_models.diffusion.sampler.SAMPLERS`.
+        sampler: of those the network is sampled by, `fit_models.families.samplers_of`.
     """
 
     num_inference_steps: int = 25
@@ -56,8 +63,9 @@ class SamplingDefaults:
     sampler: str = "euler"
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler {self.sampler!r} is unknown; known: {', '.join(SAMPLERS)}")
+        known = (*SAMPLERS, *DISCRETE_SAMPLERS)
+        if self.sampler not in known:
+            raise ValueError(f"sampler {self.sampler!r} is unknown; known: {', '.join(known)}")
         if self.num_inference_steps < 1:
             raise ValueError(
                 f"num_inference_steps is {self.num_inference_steps}; it must be at least 1"
@@ -70,16 +78,30 @@ class Bundle:
     """A network ready to run, its autoencoder and what its labels mean."""
 
     name: str
-    network: FiTv2
+    network: Network
     autoencoder: Autoencoder
     class_names: tuple[str, ...]
     defaults: SamplingDefaults
     profile: PredictionProfile = GENERIC_PROFILE
 
     @property
-    def model_config(self) -> ModelConfig:
+    def model_config(self) -> NetworkConfig:
         """Of the network."""
         return self.network.config
+
+    def fitv2(self, purpose: str) -> FiTv2:
+        """The network, for what only FiTv2 is for.
+
+        Args:
+            purpose: in the plural, for the error: "adapters".
+
+        Raises:
+            ValueError: the network is of another family.
+        """
+        if not isinstance(self.network, FiTv2):
+            family = family_of(self.model_config).name
+            raise ValueError(f"model {self.name!r} is a {family}; {purpose} are for FiTv2")
+        return self.network
 
     @property
     def device(self) -> torch.device:
@@ -140,11 +162,14 @@ def load_bundle(
     dtype = resolve_dtype(dtype, device)
     index = _read_json(folder / MODEL_INDEX)
     config = read_network_config(folder)
-    with torch.device("meta"):
-        network = FiTv2(config)
+    network = empty_network(config)
     load_weights(network, folder / "transformer", device, dtype)
     loaded = [load_adapter(path) for path in adapters]
-    class_names = merge_adapters(network, loaded, _class_names(index, config))
+    class_names = _class_names(index, config)
+    if loaded:
+        if not isinstance(network, FiTv2):
+            raise ValueError(f"model {name_or_path!r} is no FiTv2, which adapters are for")
+        class_names = merge_adapters(network, loaded, class_names)
     network.eval().requires_grad_(False)
     if lay_out:
         lay_out_weights(network)
@@ -154,35 +179,36 @@ def load_bundle(
             f"vae has {autoencoder.latent_channels} latent channels, "
             f"transformer/config.json says {config.in_channels}"
         )
+    defaults = _defaults(folder / "scheduler" / "scheduler_config.json")
+    if defaults.sampler not in (known := samplers_of(config)):
+        raise ValueError(
+            f"scheduler_config.json: sampler is {defaults.sampler!r}; "
+            f"this network is sampled by {', '.join(known)}"
+        )
     return Bundle(
         name="+".join((str(index.get("name", folder.name)), *(one.name for one in loaded))),
         network=network,
         autoencoder=autoencoder,
         class_names=class_names,
-        defaults=_defaults(folder / "scheduler" / "scheduler_config.json"),
+        defaults=defaults,
         profile=_profile(folder / PROFILE),
     )
 
 
-def read_network_config(folder: Path) -> ModelConfig:
+def read_network_config(folder: Path) -> NetworkConfig:
     """What the network of a bundle is made of.
 
     Raises:
         ValueError: `transformer/config.json` is missing or is not that of a network we know.
     """
     values = _read_json(folder / "transformer" / "config.json")
-    if values.get("_class_name") != _NETWORK_CLASS:
-        raise ValueError(
-            f"transformer/config.json: _class_name is {values.get('_class_name')!r}; "
-            f"known: {_NETWORK_CLASS}"
-        )
-    return ModelConfig.from_dict(values)
+    return family_named(values.get("_class_name")).config_of(values)
 
 
 def save_bundle(
     folder: Path,
     name: str,
-    config: ModelConfig,
+    config: NetworkConfig,
     weights: Mapping[str, Tensor],
     class_names: Sequence[str],
     defaults: SamplingDefaults,
@@ -193,9 +219,10 @@ def save_bundle(
 
     A dtype of None keeps that of each tensor.
     """
+    network_class = family_of(config).name
     save_weights(weights, folder / "transformer", dtype, max_shard_bytes)
     _write_json(
-        folder / "transformer" / "config.json", {"_class_name": _NETWORK_CLASS, **config.to_dict()}
+        folder / "transformer" / "config.json", {"_class_name": network_class, **config.to_dict()}
     )
     _write_json(
         folder / "scheduler" / "scheduler_config.json", {"_class_name": "Flow", **asdict(defaults)}
@@ -205,7 +232,7 @@ def save_bundle(
         {
             "_class_name": "FitBundle",
             "name": name,
-            "transformer": ["fit_models", _NETWORK_CLASS],
+            "transformer": ["fit_models", network_class],
             "vae": ["diffusers", _autoencoder_class(folder / "vae" / "config.json")],
             "scheduler": ["fit_models", "Flow"],
             "id2label": {str(label): text for label, text in enumerate(class_names)},
@@ -218,7 +245,7 @@ def _autoencoder_class(config: Path) -> str:
     return str(_read_json(config).get("_class_name")) if config.is_file() else "AutoencoderTiny"
 
 
-def _class_names(index: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+def _class_names(index: Mapping[str, Any], config: NetworkConfig) -> tuple[str, ...]:
     labels = index.get("id2label")
     if not isinstance(labels, dict) or sorted(labels, key=str) != sorted(
         (str(i) for i in range(config.num_classes)), key=str

@@ -28,7 +28,12 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     Args:
         network: its blocks are `fit_models.layers.Block`.
         backend: of `torch.compile`.
+
+    Raises:
+        ValueError: the network has no such blocks.
     """
+    if not _blocks(network):
+        raise ValueError(f"compiling is for FiTv2's blocks; {type(network).__name__} has none")
     forward = torch.compile(Block.forward, dynamic=True, backend=backend)
     for block in _blocks(network):
         attention: Any = block.attn

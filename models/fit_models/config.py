@@ -96,6 +96,16 @@ class ModelConfig:
         return self.in_channels * self.patch_size**2
 
     @property
+    def output_channels(self) -> int:
+        """Values of a token's prediction: those of the token."""
+        return self.token_channels
+
+    @property
+    def prediction(self) -> str:
+        """What the network returns."""
+        return "velocity"
+
+    @property
     def guided_token_channels(self) -> int:
         """Leading values of a token that guidance changes (channels are slowest in a token)."""
         return self.guided_channels * self.patch_size**2

@@ -7,10 +7,14 @@ Dimension key: R rows, L blocks, D width, r rank of the low-rank projection, M v
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from fit_models.families import Network
 from fit_models.networks.fitv2 import FiTv2, Modulation
+from fit_models.packing import pack_layout
 
 
 def joined_rows(modulation: Modulation) -> Tensor:
@@ -26,8 +30,71 @@ def joined_rows(modulation: Modulation) -> Tensor:
     return first.as_strided((first.shape[0], offset - first.storage_offset()), first.stride())
 
 
+class ModulationSource(Protocol):
+    """Makes the rows of a network, and hands them to it."""
+
+    @property
+    def row_values(self) -> int:
+        """M: all that a network reads of one (timestep, label)."""
+        ...
+
+    def rows(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+        """One row per (timestep, label): [R, M]."""
+        ...
+
+    def split(self, rows_RM: Tensor, row_of_token: Tensor) -> Modulation:
+        """Rows as the network takes them; views, nothing is copied."""
+        ...
+
+
+def modulation_source(network: Network) -> ModulationSource:
+    """The fastest there is for a network."""
+    if isinstance(network, FiTv2):
+        return StackedModulation(network)
+    return ComputedModulation(network)
+
+
+def rows_one_by_one(source: ModulationSource, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+    """As `source.rows`, each row computed alone: its bits depend on no other key, [R, M]."""
+    keys = zip(timestep_R.split(1), label_R.split(1), strict=True)
+    return torch.cat([source.rows(timestep, label) for timestep, label in keys])
+
+
+class ComputedModulation:
+    """The rows of any network, as it computes them itself."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        weight = network.x_embedder.proj.weight
+        nothing = torch.zeros(1, 0, device=weight.device)
+        self._layout = pack_layout([1], nothing, nothing, torch.zeros(1, dtype=torch.int64))
+        one = self._of(torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+        self._sizes = [part.shape[1] for part in (*one.blocks, one.final)]
+
+    @property
+    def row_values(self) -> int:
+        """M: all blocks, then the final layer."""
+        return sum(self._sizes)
+
+    @torch.inference_mode()
+    def rows(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
+        """One row per (timestep, label): [R, M]."""
+        modulation = self._of(timestep_R, label_R)
+        return torch.cat((*modulation.blocks, modulation.final), dim=1)
+
+    def split(self, rows_RM: Tensor, row_of_token: Tensor) -> Modulation:
+        """Rows as the network takes them; views, nothing is copied."""
+        *blocks, final = rows_RM.split(self._sizes, dim=1)
+        return Modulation(tuple(blocks), final, row_of_token)
+
+    @torch.inference_mode()
+    def _of(self, timestep_R: Tensor, label_R: Tensor) -> Modulation:
+        device = self._network.x_embedder.proj.weight.device
+        return self._network.modulate(timestep_R.to(device), label_R.to(device), self._layout)
+
+
 class StackedModulation:
-    """The adaLN projections of a network, stacked over blocks."""
+    """The adaLN projections of FiTv2, stacked over blocks."""
 
     def __init__(self, network: FiTv2) -> None:
         config = network.config
@@ -55,11 +122,6 @@ class StackedModulation:
         blocks_LR6D = torch.baddbmm(self._up_bias, low_LRr, self._up_weight) + shared_R6D
         final_R2D = self._network.final_layer.adaLN_modulation[1](condition_RD)
         return torch.cat((blocks_LR6D.transpose(0, 1).flatten(1), final_R2D), dim=1)
-
-    def rows_one_by_one(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
-        """The same, each row computed alone: its bits depend on no other key, [R, M]."""
-        keys = zip(timestep_R.split(1), label_R.split(1), strict=True)
-        return torch.cat([self.rows(timestep, label) for timestep, label in keys])
 
     def split(self, rows_RM: Tensor, row_of_token: Tensor) -> Modulation:
         """Rows as the network takes them; views, nothing is copied."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from fit_models.bundle import Bundle
 from fit_models.diffusion.guidance import Guidance, guide
 from fit_models.diffusion.runge_kutta import FIXED_STEP, integrate_dopri5, integrate_fixed
-from fit_models.packing import layout_of_grids
+from fit_models.families import position_tables
+from fit_models.positions import layout_of_tables
 from fit_models.patches import unpatchify
 
 OFFLINE_SAMPLERS = ("dopri5", "heun3", "rk4")
@@ -47,10 +48,12 @@ def sample_offline(
         uint8 [3, height, width].
 
     Raises:
-        ValueError: the sampler is unknown, or a side is no multiple of a token's.
+        ValueError: the sampler is unknown or not for this model, or a side is no multiple of a token's.
     """
     if sampler not in OFFLINE_SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is unknown; known: {', '.join(OFFLINE_SAMPLERS)}")
+    if bundle.model_config.prediction != "velocity":
+        raise ValueError(f"sampler {sampler!r} follows a velocity; {bundle.name} predicts noise")
     side = bundle.pixels_per_token
     for name, value in (("height", height), ("width", width)):
         if value < side or value % side:
@@ -83,7 +86,9 @@ class _Field:
         labels = [class_label, config.null_label]
         self._labels = torch.tensor(labels, device=self.device)
         self._layouts = {
-            branches: layout_of_grids([grid] * branches, config.head_dim, config.rope, self.device)
+            branches: layout_of_tables(
+                [grid] * branches, lambda r, c: position_tables(r, c, config), self.device
+            )
             for branches in (1, 2)
         }
 

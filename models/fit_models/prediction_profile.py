@@ -84,7 +84,8 @@ def measure_profile(
 
 def _field(bundle: Bundle, num_sequences: int, seed: int) -> tuple[Field, Tensor]:
     """Guided prediction of all sequences, and their start noise [T, K]."""
-    config, device = bundle.model_config, bundle.device
+    network, device = bundle.fitv2("prediction profiles"), bundle.device
+    config = network.config
     side = config.rope.ori_max_pe_len
     shapes = ((side, side), (side * 3 // 4, side), (side, side * 3 // 4))
     grids = [shapes[i % len(shapes)] for i in range(num_sequences)]
@@ -97,10 +98,10 @@ def _field(bundle: Bundle, num_sequences: int, seed: int) -> tuple[Field, Tensor
     def field(x_TK: Tensor, sigma: float) -> Tensor:
         timestep_S = torch.full((num_sequences,), timestep_of_sigma(sigma), device=device)
         x = x_TK.to(bundle.dtype)
-        conditional_TK = bundle.network(x, layout, timestep_S, labels).float()
+        conditional_TK = network(x, layout, timestep_S, labels).float()
         if scale == 1.0:
             return conditional_TK
-        unconditional_TK = bundle.network(x, layout, timestep_S, nulls).float()
+        unconditional_TK = network(x, layout, timestep_S, nulls).float()
         scale_T1 = torch.full((len(x), 1), scale, device=device)
         return guide(conditional_TK, unconditional_TK, scale_T1, config.guided_token_channels)
 

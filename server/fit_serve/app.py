@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from fit_kernels import use_attention, use_backend
 from fit_kernels.attention import chosen_attention
 from fit_models.bundle import Bundle, load_bundle
-from fit_models.diffusion.sampler import SAMPLERS
+from fit_models.families import samplers_of
 from fit_models.host_memory import bound_product_caches, keep_freed_memory
 from fit_models.int8 import quantize_int8
 from fit_serve.engine import EngineConfig, EngineHandle
@@ -125,7 +125,7 @@ def limits_of(bundle: Bundle, settings: Settings) -> ModelLimits:
         size_multiple=token_side,
         min_side=SMALLEST_GRID * token_side,
         max_tokens=settings.max_image_tokens,
-        samplers=tuple(SAMPLERS),
+        samplers=samplers_of(bundle.model_config),
         defaults=Defaults(
             num_inference_steps=bundle.defaults.num_inference_steps,
             guidance_scale=bundle.defaults.guidance_scale,

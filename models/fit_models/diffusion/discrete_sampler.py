@@ -13,7 +13,7 @@ Sources: DDPM (arXiv:2006.11239), learned variance (arXiv:2102.09672, eq. 15), D
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,11 @@ class DiscreteEvaluation(Evaluation):
     timestep: int
     log_variance_range: tuple[float, float] | None = None
     data_estimate: tuple[float, float]
+
+    @property
+    def network_timestep(self) -> float:
+        """The index, as it is."""
+        return float(self.timestep)
 
 
 def ddpm(path: DiscretePath, learned_variance: bool = True) -> Trajectory:
@@ -103,9 +108,14 @@ def scaled_noise(
     return noise_TsK * torch.exp(0.5 * log_variance_TsK).to(noise_TsK.dtype)
 
 
-def variance_ranges(evaluations: list[Evaluation]) -> Tensor:
-    """`range_S2` of `scaled_noise` for the current evaluations of a batch of any mix of rules."""
-    ranges = [getattr(evaluation, "log_variance_range", None) for evaluation in evaluations]
+def variance_ranges(evaluations: Sequence[Evaluation]) -> Tensor | None:
+    """`range_S2` of `scaled_noise` for a batch of any mix of rules; None if nobody has one."""
+    ranges = [
+        evaluation.log_variance_range if isinstance(evaluation, DiscreteEvaluation) else None
+        for evaluation in evaluations
+    ]
+    if not any(ranges):
+        return None
     return torch.tensor([r or UNIT_RANGE for r in ranges], dtype=torch.float32)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from fit_models.diffusion.prediction import timestep_of_sigma
 from fit_models.diffusion.schedule import flow_sigmas
 
 # SiT's SDE integration stops here and takes one last step of this size without noise.
@@ -41,6 +42,11 @@ class Evaluation:
     coefficients: tuple[float, float, float, float, float, float, float]
     step: int
     ends_step: bool = True
+
+    @property
+    def network_timestep(self) -> float:
+        """The number the network is given for time; on the straight path FiTv2's."""
+        return timestep_of_sigma(self.sigma)
 
     @property
     def needs_noise(self) -> bool:

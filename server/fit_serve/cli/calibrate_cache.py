@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy
 
     from fit_models.bundle import Bundle
+    from fit_models.families import family_of
     from fit_serve.request import SequenceRequest
 
 
@@ -95,7 +96,8 @@ def requests_of(
     from fit_serve.quality import QUALITIES
     from fit_serve.request import SequenceRequest
 
-    defaults, side = bundle.defaults, bundle.model_config.rope.ori_max_pe_len
+    defaults, config = bundle.defaults, bundle.model_config
+    side = family_of(config).trained_side(config)
     shapes = ((side, side), (side * 3 // 4, side), (side, side * 3 // 4), (side // 2, side // 2))
     low, high = defaults.guidance_interval
     requests = []

@@ -92,12 +92,14 @@ def build_batch(
     device = rope.cos.device
     first_row = rope.rows_of({s.grid for s in sequences})
     lengths, rope_rows, source, conditional, unconditional, slices = [], [], [], [], [], []
+    grids: list[tuple[int, int]] = []
     token = state = 0
     for s in sequences:
         n = s.num_tokens
         own = torch.arange(state, state + n)
         for _ in range(s.num_branches):
             lengths.append(n)
+            grids.append(s.grid)
             rope_rows.append(torch.arange(first_row[s.grid], first_row[s.grid] + n))
             source.append(own)
         conditional.append(torch.arange(token, token + n))
@@ -111,6 +113,7 @@ def build_batch(
         dummies.append(missing)
     # Padding is sequences of its own that see only themselves (row 0 and state 0 will do).
     lengths += dummies
+    grids += [(1, n) for n in dummies]
     padding = sum(dummies)
     rope_rows.append(torch.zeros(padding, dtype=torch.int64))
     source.append(torch.zeros(padding, dtype=torch.int64))
@@ -120,7 +123,7 @@ def build_batch(
     return Batch(
         sequences=tuple(sequences),
         branches=tuple(s.num_branches for s in sequences),
-        layout=pack_layout(lengths, rope.cos, rope.sin, torch.cat(rope_rows)),
+        layout=pack_layout(lengths, rope.cos, rope.sin, torch.cat(rope_rows), grids),
         state_slices=tuple(slices),
         sequence_of_state=upload(
             torch.repeat_interleave(torch.arange(len(sequences)), counts), device

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from fit_models.bundle import Bundle
-from fit_models.config import ModelConfig
-from fit_models.modulation import StackedModulation
+from fit_models.families import NetworkConfig, family_of, position_tables
+from fit_models.modulation import modulation_source
 from fit_models.packing import pack_layout
-from fit_models.rope import rope_table
 from fit_serve.engine.buckets import default_buckets
 from fit_serve.engine.cost_model import CostModel, Sample, fit_cost_model
 from fit_serve.engine.graph_shape import graph_shapes
@@ -172,14 +171,14 @@ def fastest(eager: Items[Sample], graphs: Items[Sample]) -> tuple[list[Sample], 
     return best, max(pays, default=0)
 
 
-def shapes_for(config: ModelConfig, device: torch.device) -> list[PackShape]:
+def shapes_for(config: NetworkConfig, device: torch.device) -> list[PackShape]:
     """Packs that tell the curve and the cost of long sequences.
 
     The curve is taken with pictures as large as the model was trained with on a GPU, with a quarter
     of their tokens on a CPU, where small steps matter. The long ones have four times the tokens,
     and sixteen on a CPU too.
     """
-    trained = config.rope.ori_max_pe_len
+    trained = family_of(config).trained_side(config)
     side = max(1, trained // 2) if device.type == "cpu" else trained
     totals = _CPU_TOTALS if device.type == "cpu" else _GPU_TOTALS
     curve = (PackShape((side, side), max(1, round(total / side**2))) for total in totals)
@@ -204,8 +203,8 @@ class _Steps:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._stacked = StackedModulation(bundle.network)
-        self._rows = self._stacked.rows(
+        self._source = modulation_source(bundle.network)
+        self._rows = self._source.rows(
             torch.linspace(0, 1, _MODULATION_ROWS, device=bundle.device),
             torch.zeros(_MODULATION_ROWS, dtype=torch.int64, device=bundle.device),
         )
@@ -227,15 +226,14 @@ class _Steps:
         totals = [shape.tokens for shape in shapes]
         other = _Steps(self._bundle)
         slab = other._slab_of(shapes[0].grid)
-        graphed = GraphedNetwork(self._bundle.network, self._stacked, max(totals))
+        graphed = GraphedNetwork(self._bundle.network, self._source, max(totals))
         graphed.capture(graph_shapes(totals, max(shape.count for shape in shapes)), *slab)
         other._denoise = graphed.denoise
         return other
 
     def _slab_of(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         if grid not in self._slabs:
-            config = self._bundle.model_config
-            cos, sin = rope_table(*grid, config.head_dim, config.rope)
+            cos, sin = position_tables(*grid, self._bundle.model_config)
             self._slabs[grid] = cos.to(self._bundle.device), sin.to(self._bundle.device)
         return self._slabs[grid]
 
@@ -246,7 +244,7 @@ class _Steps:
         rope_row = torch.arange(length).repeat(shape.count)
         layout = pack_layout([length] * shape.count, cos, sin, rope_row)
         rows = self._rows[: min(shape.count, _MODULATION_ROWS)]
-        modulation = self._stacked.split(rows, layout.seq_of_token % rows.shape[0])
+        modulation = self._source.split(rows, layout.seq_of_token % rows.shape[0])
         tokens = torch.randn(shape.tokens, config.token_channels, generator=self._generator)
         return tokens.to(device, self._bundle.dtype), layout, modulation
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fit_models.batch_invariant import fixed_tiles_obstacle, use_fixed_tiles
 from fit_models.bundle import Bundle
 from fit_models.compiled import compile_blocks, release_blocks
-from fit_models.modulation import StackedModulation
+from fit_models.modulation import ModulationSource
 from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
 from fit_serve.engine.config import EngineConfig
@@ -29,7 +29,7 @@ class Execution:
     def __init__(
         self,
         bundle: Bundle,
-        stacked: StackedModulation,
+        stacked: ModulationSource,
         config: EngineConfig,
         buckets: Items[int],
         max_graph_tokens: int | None = None,
@@ -67,7 +67,7 @@ class Execution:
             self.graphs.capture(shapes, rope.cos, rope.sin)
 
     def denoise(self, tokens_TK: Tensor, layout: PackedLayout, modulation: Modulation) -> Tensor:
-        """As `FiTv2.denoise`; the next call may overwrite the result."""
+        """As the network's own; the next call may overwrite the result."""
         network = self._network if self.graphs is None else self.graphs
         return network.denoise(tokens_TK, layout, modulation)
 

@@ -3,7 +3,7 @@
 One buffer of each kind as large as the largest graph wants; a smaller graph works on its beginning.
 
 Dimension key: T packed tokens, S sequences at most, R modulation rows at most, M values of a row,
-K token channels.
+K token channels, P channels of a prediction.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fit_models.modulation import StackedModulation, joined_rows
-from fit_models.networks.fitv2 import FiTv2, Modulation
+from fit_models.families import Network
+from fit_models.modulation import ModulationSource, joined_rows
+from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
 from fit_serve.engine.graph_shape import GraphShape
 
@@ -45,14 +46,14 @@ class StaticStep:
         layout: `cu_seqlens` is int32 [S + 1]; its unused tail repeats T: sequences of no tokens.
         rows_RM: what `modulation` is views of.
         modulation: row numbers of tokens are static, too.
-        output_TK: the result.
+        output_TP: the result.
     """
 
     tokens_TK: Tensor
     layout: StaticLayout
     rows_RM: Tensor
     modulation: Modulation
-    output_TK: Tensor
+    output_TP: Tensor
 
     def fill(self, tokens_TK: Tensor, layout: PackedLayout, modulation: Modulation) -> None:
         """Copy a step of T tokens here; rows past its own stay as they are, nobody reads them."""
@@ -66,9 +67,9 @@ class StaticStep:
         self.rows_RM[: rows_RM.shape[0]].copy_(rows_RM)
         self.modulation.row_of_token.copy_(modulation.row_of_token)
 
-    def run(self, network: FiTv2) -> None:
-        """Evaluate what lies here; the result lands in `output_TK`."""
-        self.output_TK.copy_(network.denoise(self.tokens_TK, self.layout, self.modulation))
+    def run(self, network: Network) -> None:
+        """Evaluate what lies here; the result lands in `output_TP`."""
+        self.output_TP.copy_(network.denoise(self.tokens_TK, self.layout, self.modulation))
 
 
 class GraphBuffers:
@@ -76,17 +77,16 @@ class GraphBuffers:
 
     def __init__(
         self,
-        network: FiTv2,
-        stacked: StackedModulation,
+        network: Network,
+        stacked: ModulationSource,
         shapes: Collection[GraphShape],
         slab: tuple[Tensor, Tensor],
     ) -> None:
         weight = network.x_embedder.proj.weight
         tokens, sequences = (max(s.tokens for s in shapes), max(s.sequences for s in shapes))
         self._stacked, self._slab = stacked, slab
-        self._tokens, self._output = weight.new_zeros(
-            2, tokens, network.config.token_channels
-        ).unbind()
+        self._tokens = weight.new_zeros(tokens, network.config.token_channels)
+        self._output = weight.new_zeros(tokens, network.config.output_channels)
         self._rows = weight.new_zeros(sequences, stacked.row_values)
         self._cu_seqlens = torch.zeros(sequences + 1, dtype=torch.int32, device=weight.device)
         self._rope_row, self._seq_of_token, self._row_of_token = torch.zeros(

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from fit_kernels.attention import capture_obstacle
-from fit_models.modulation import StackedModulation
-from fit_models.networks.fitv2 import FiTv2, Modulation
+from fit_models.families import Network
+from fit_models.modulation import ModulationSource
+from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
 from fit_serve.engine.capturer import Capturer, CudaCapturer
 from fit_serve.engine.graph_buffers import GraphBuffers, StaticStep
@@ -58,8 +59,8 @@ class GraphedNetwork:
 
     def __init__(
         self,
-        network: FiTv2,
-        stacked: StackedModulation,
+        network: Network,
+        stacked: ModulationSource,
         max_graph_tokens: int,
         make_capturer: Callable[[torch.device], Capturer] = CudaCapturer,
     ) -> None:
@@ -118,13 +119,13 @@ class GraphedNetwork:
 
     @torch.inference_mode()
     def denoise(self, tokens_TK: Tensor, layout: PackedLayout, modulation: Modulation) -> Tensor:
-        """As `FiTv2.denoise`: [T, K] -> [T, K], which the next call may overwrite."""
+        """As the network's own: [T, K] -> [T, K], which the next call may overwrite."""
         graph = self._graph_for(layout, modulation)
         if graph is None:
             return self._network.denoise(tokens_TK, layout, modulation)
         graph.step.fill(tokens_TK, layout, modulation)
         graph.replay()
-        return graph.step.output_TK
+        return graph.step.output_TP
 
     def reads_slab_of(self, layout: PackedLayout) -> bool:
         """Whether graphs read the rotary tables of a step; if not, it is time to capture anew."""

@@ -218,7 +218,8 @@ class EngineHandle:
                 f"class is {request.class_label}; it must be in 0..{classes - 1}", param="class"
             )
         try:
-            return plan_sequence(request, self.bundle.pixels_per_token, self._step_cache)
+            side, model = self.bundle.pixels_per_token, self.bundle.model_config
+            return plan_sequence(request, side, self._step_cache, model)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fit_models.device import upload
-from fit_models.modulation import StackedModulation
+from fit_models.modulation import ModulationSource, rows_one_by_one
 
 Key = tuple[float, int]
 
@@ -26,17 +26,17 @@ class ModulationCache:
 
     def __init__(
         self,
-        stacked: StackedModulation,
+        source: ModulationSource,
         num_rows: int,
         device: torch.device,
         dtype: torch.dtype,
         one_by_one: bool = False,
     ) -> None:
         """`one_by_one` makes a row's bits independent of what else is computed with it."""
-        self._stacked = stacked
+        self._source = source
         self._one_by_one = one_by_one
         self._device = device
-        self._slab = torch.zeros(num_rows, stacked.row_values, device=device, dtype=dtype)
+        self._slab = torch.zeros(num_rows, source.row_values, device=device, dtype=dtype)
         self._slots: OrderedDict[Key, int] = OrderedDict()
         self._free = list(range(num_rows))
         self.hits = self.misses = 0
@@ -78,5 +78,5 @@ class ModulationCache:
         timestep_R = upload(torch.tensor([key[0] for key in keys]), self._device)
         label_R = upload(torch.tensor([key[1] for key in keys]), self._device)
         if self._one_by_one:
-            return self._stacked.rows_one_by_one(timestep_R, label_R)
-        return self._stacked.rows(timestep_R, label_R)
+            return rows_one_by_one(self._source, timestep_R, label_R)
+        return self._source.rows(timestep_R, label_R)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fit_models.diffusion.prediction import timestep_of_sigma
+from fit_models.diffusion.discrete_sampler import variance_ranges
 from fit_serve.engine.batch import Batch, build_batch, packed_order
 from fit_serve.engine.modulation_cache import Key
 from fit_serve.engine.rope_cache import Grid, RopeCache
@@ -67,6 +67,7 @@ class PreparedPack:
         keys: distinct (timestep, label) of the step.
         row_of_branch: int64 [B], which of them each branch uses, padding included.
         noise_TsK: fresh noise, zeros where none is wanted; None for nobody.
+        ranges_S2: between which log variances the network puts that of the noise; None for nobody.
         starts: [N, K] start noise of sequences that run for the first time.
         folds: evaluations that follow without the network.
         shifts_S: bool, see `Turn.shifts`; None where no sequence reuses predictions.
@@ -79,6 +80,7 @@ class PreparedPack:
     keys: tuple[Key, ...]
     row_of_branch: Tensor
     noise_TsK: Tensor | None
+    ranges_S2: Tensor | None
     starts: dict[Sequence, Tensor]
     folds: tuple[Fold, ...]
     shifts_S: Tensor | None
@@ -164,6 +166,9 @@ class Packer:
             keys=keys,
             row_of_branch=torch.tensor(row_of_branch),
             noise_TsK=self._noise(group, turns),
+            ranges_S2=variance_ranges(
+                [s.evaluations[t.position] for s, t in zip(group, turns, strict=True)]
+            ),
             starts=starts,
             folds=tuple(_folds(group, turns)),
             shifts_S=torch.tensor([turn.shifts for turn in turns]) if keeps else None,
@@ -208,7 +213,7 @@ class Packer:
         index: dict[Key, int] = {}
         row_of_branch = []
         for sequence, turn in zip(group, turns, strict=True):
-            timestep = timestep_of_sigma(sequence.evaluations[turn.position].sigma)
+            timestep = sequence.evaluations[turn.position].network_timestep
             for label in (sequence.request.class_label, self._null_label)[: turn.branches]:
                 row_of_branch.append(index.setdefault((timestep, label), len(index)))
         return tuple(index), row_of_branch

@@ -33,13 +33,13 @@ class RopeCache:
         self,
         make_table: Callable[[int, int], tuple[Tensor, Tensor]],
         num_rows: int,
-        half_head_dim: int,
+        widths: tuple[int, int],
         device: torch.device,
     ) -> None:
         self._make_table = make_table
         self._starts: OrderedDict[Grid, int] = OrderedDict()
-        self.cos = torch.zeros(num_rows, half_head_dim, device=device)
-        self.sin = torch.zeros(num_rows, half_head_dim, device=device)
+        self.cos = torch.zeros(num_rows, widths[0], device=device)
+        self.sin = torch.zeros(num_rows, widths[1], device=device)
         self.hits = self.misses = self.evictions = 0
         self.protected: frozenset[Grid] = frozenset()
 
@@ -88,6 +88,8 @@ class RopeCache:
 
     def _grow(self, size: int) -> None:
         """One step needs more than the slab holds: append rows; what is there stays where it is."""
-        extra = self.cos.new_zeros(max(size, self.cos.shape[0]), self.cos.shape[1])
+        more = max(size, self.cos.shape[0])
         # Both or neither: memory may run out in between.
-        self.cos, self.sin = torch.cat((self.cos, extra)), torch.cat((self.sin, extra))
+        self.cos, self.sin = (
+            torch.cat((slab, slab.new_zeros(more, slab.shape[1]))) for slab in (self.cos, self.sin)
+        )

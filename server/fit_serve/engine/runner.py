@@ -3,7 +3,8 @@
 Takes what `packer.py` has prepared and advances the state of every sequence by one turn. Decides
 nothing: who runs is the scheduler's business.
 
-Dimension key: T packed tokens, Ts state tokens, S sequences, K token channels.
+Dimension key: T packed tokens, Ts state tokens, S sequences, K token channels, P channels of a
+prediction.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 from fit_kernels import guided_step
 from fit_models.bundle import Bundle
 from fit_models.device import upload
+from fit_models.diffusion.discrete_sampler import scaled_noise
 from fit_models.diffusion.guidance import guide
-from fit_models.modulation import StackedModulation
-from fit_models.rope import rope_table
+from fit_models.families import position_tables, position_widths
+from fit_models.modulation import modulation_source
 from fit_serve.engine.batch import Batch
 from fit_serve.engine.buckets import default_buckets
 from fit_serve.engine.config import EngineConfig
@@ -70,16 +72,16 @@ class Runner:
             default_buckets(self.device) if config.token_buckets is None else config.token_buckets
         )
         self.rope = RopeCache(
-            lambda rows, columns: rope_table(rows, columns, model.head_dim, model.rope),
+            lambda rows, columns: position_tables(rows, columns, model),
             config.rope_cache_tokens,
-            model.head_dim // 2,
+            position_widths(model),
             self.device,
         )
         self._guided_channels = model.guided_token_channels
-        self._stacked = StackedModulation(network)
-        self.execution = Execution(bundle, self._stacked, config, self.buckets, max_graph_tokens)
+        self._source = modulation_source(network)
+        self.execution = Execution(bundle, self._source, config, self.buckets, max_graph_tokens)
         self.modulation = ModulationCache(
-            self._stacked,
+            self._source,
             config.modulation_cache_rows,
             self.device,
             self.dtype,
@@ -135,10 +137,9 @@ class Runner:
     def _advance(self, pack: PreparedPack) -> list[tuple[Sequence, int, Tensor]]:
         keeps = pack.shifts_S is not None
         packed = self._store.gather(pack.batch.sequences, pack.starts, keeps)
-        velocity_TK = self._velocity(pack, packed.state)
-        rows_S8, noise = upload(pack.rows_S8, self.device), None
-        if pack.noise_TsK is not None:
-            noise = upload(pack.noise_TsK, self.device)
+        prediction_TP = self._prediction(pack, packed.state)
+        velocity_TK = prediction_TP[:, : packed.state.shape[1]].contiguous()
+        rows_S8, noise = upload(pack.rows_S8, self.device), self._noise(pack, prediction_TP)
         if pack.shifts_S is None:
             packed.state, packed.memory = guided_step(
                 packed.state,
@@ -159,13 +160,28 @@ class Runner:
             self._fold(pack, packed, fold)
         return changes
 
-    def _velocity(self, pack: PreparedPack, state_TsK: Tensor) -> Tensor:
-        """Predictions [T, K] of the network for every branch."""
+    def _noise(self, pack: PreparedPack, prediction_TP: Tensor) -> Tensor | None:
+        """Fresh noise [Ts, K], as large as the conditional branch says where it does."""
+        if pack.noise_TsK is None:
+            return None
+        noise_TsK = upload(pack.noise_TsK, self.device)
+        if pack.ranges_S2 is None:
+            return noise_TsK
+        variance_TK = prediction_TP[:, noise_TsK.shape[1] :]
+        return scaled_noise(
+            noise_TsK,
+            variance_TK.index_select(0, pack.batch.conditional),
+            upload(pack.ranges_S2, self.device),
+            pack.batch.sequence_of_state,
+        )
+
+    def _prediction(self, pack: PreparedPack, state_TsK: Tensor) -> Tensor:
+        """Predictions [T, P] of the network for every branch."""
         batch = pack.batch
         tokens_TK = state_TsK.index_select(0, batch.token_source).to(self.dtype)
         row_of_branch = upload(pack.row_of_branch, self.device)
         row_of_token = row_of_branch.index_select(0, batch.layout.seq_of_token)
-        modulation = self._stacked.split(self.modulation.rows(pack.keys), row_of_token)
+        modulation = self._source.split(self.modulation.rows(pack.keys), row_of_token)
         return self.execution.denoise(tokens_TK, batch.layout, modulation)
 
     def _guided(self, batch: Batch, velocity_TK: Tensor, rows_S8: Tensor) -> Tensor:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fit_models.config import NAMED_CONFIGS
 from fit_models.diffusion.guidance import Guidance
-from fit_models.diffusion.sampler import Evaluation, make_trajectory
+from fit_models.diffusion.sampler import Evaluation
 from fit_models.diffusion.step_cache import extrapolation
+from fit_models.families import NetworkConfig, family_of, trajectory_of
 from fit_serve.engine.reuse_rule import ReuseRule
 from fit_serve.engine.step_cache import StepCache
 from fit_serve.engine.turn import Reuse, Turn
 from fit_serve.request import NUM_SEEDS, SequenceRequest
+
+_ANY_MODEL = NAMED_CONFIGS["FiTv2-toy/2"]
 
 
 @dataclass(eq=False)
@@ -142,26 +146,37 @@ class Sequence:
 
 
 def plan_sequence(
-    request: SequenceRequest, pixels_per_token: int, step_cache: StepCache | None = None
+    request: SequenceRequest,
+    pixels_per_token: int,
+    step_cache: StepCache | None = None,
+    model: NetworkConfig = _ANY_MODEL,
 ) -> Sequence:
     """Plan a request.
 
+    Args:
+        request: what is asked for.
+        pixels_per_token: side of a token.
+        step_cache: what lower quality means; nothing is reused without.
+        model: what the network is, for its sizes and samplers.
+
     Raises:
-        ValueError: height or width is no multiple of a token's side, or seed, sampler, guidance or
-            quality is unknown or out of range.
+        ValueError: height or width is no multiple of a token's side or not for this network, or
+            seed, sampler, guidance or quality is unknown or out of range.
     """
     for name, value in (("height", request.height), ("width", request.width)):
         if value < pixels_per_token or value % pixels_per_token:
             raise ValueError(f"{name} is {value}; it must be a multiple of {pixels_per_token}")
     if not 0 <= request.seed < NUM_SEEDS:
         raise ValueError(f"seed is {request.seed}; it must be in 0..{NUM_SEEDS - 1}")
-    trajectory = make_trajectory(request.sampler, request.num_inference_steps)
+    grid = (request.height // pixels_per_token, request.width // pixels_per_token)
+    family_of(model).check_size(*grid, model)
+    trajectory = trajectory_of(model, request.sampler, request.num_inference_steps)
     guidance = Guidance(request.guidance_scale, request.guidance_interval)
     scales = tuple(guidance.scale_at(e.sigma) for e in trajectory.evaluations)
     cache = step_cache or StepCache()
     return Sequence(
         request=request,
-        grid=(request.height // pixels_per_token, request.width // pixels_per_token),
+        grid=grid,
         evaluations=trajectory.evaluations,
         guidance_scales=scales,
         start_noise=trajectory.start_noise,

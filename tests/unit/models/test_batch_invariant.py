@@ -11,7 +11,7 @@ from fit_models.batch_invariant import (
 )
 from fit_models.bundle import EMBEDDED, load_bundle
 from fit_models.joined import join_projections
-from fit_models.modulation import StackedModulation
+from fit_models.modulation import StackedModulation, rows_one_by_one
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
 from support.toy_bundle import make_toy_network
@@ -32,11 +32,11 @@ def stacked(network: FiTv2) -> StackedModulation:
 
 def test_rows_one_by_one_are_those_of_a_step_of_their_own(stacked: StackedModulation):
     timestep, label = torch.linspace(0, 1, 7), torch.arange(7)
-    rows_RM = stacked.rows_one_by_one(timestep, label)
+    rows_RM = rows_one_by_one(stacked, timestep, label)
     atol = TOLERANCE[rows_RM.dtype]
     torch.testing.assert_close(rows_RM, stacked.rows(timestep, label), atol=atol, rtol=0.0)
     for i in (6, 2, 5):
-        own = stacked.rows_one_by_one(timestep[i].reshape(1), label[i].reshape(1))
+        own = rows_one_by_one(stacked, timestep[i].reshape(1), label[i].reshape(1))
         assert torch.equal(own[0], rows_RM[i])
 
 

@@ -68,7 +68,7 @@ class BundleFeatures(FeatureSource):
         return digest_of([*self._bundle.network.state_dict().values(), latent])
 
     def _pooled(self, images: Sequence[Tensor]) -> Tensor:
-        bundle, config = self._bundle, self._bundle.model_config
+        bundle, config = self._bundle, self._bundle.fitv2("features of a bundle").config
         tokens, grids = [], []
         for image in images:
             fitted = _fitted(image, bundle.pixels_per_token)
@@ -85,7 +85,7 @@ class BundleFeatures(FeatureSource):
 
     def _middle(self, *network_input: Any) -> Tensor:
         """What the middle block adds up to, [T, D]."""
-        network = self._bundle.network
+        network = self._bundle.fitv2("features of a bundle")
         kept: list[Tensor] = []
 
         def keep(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:

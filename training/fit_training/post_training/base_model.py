@@ -62,14 +62,15 @@ def read_base(name_or_path: str) -> BaseModel:
     """Read a bundle to go on from.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is none, it is damaged, or it is of another family than FiTv2.
     """
     bundle = load_bundle(name_or_path, "cpu", torch.float32, lay_out=False)
-    weights = {k: v.detach().clone() for k, v in bundle.network.state_dict().items()}
+    network = bundle.fitv2("methods of post-training")
+    weights = {k: v.detach().clone() for k, v in network.state_dict().items()}
     return BaseModel(
         folder=bundle_folder(name_or_path),
         name=bundle.name,
-        config=bundle.model_config,
+        config=network.config,
         weights=weights,
         class_names=bundle.class_names,
         defaults=bundle.defaults,

@@ -56,7 +56,7 @@ def rope_cache(num_rows: int = 512) -> RopeCache:
     return RopeCache(
         lambda rows, columns: rope_table(rows, columns, config.head_dim, config.rope),
         num_rows,
-        config.head_dim // 2,
+        (config.head_dim // 2, config.head_dim // 2),
         torch.device("cpu"),
     )
 
@@ -88,7 +88,7 @@ def poison(network: GraphedNetwork) -> None:
     """No number of any step before is left."""
     for graphs in network._graphs.values():
         for step in (graph.step for graph in graphs):
-            for values in (step.tokens_TK, step.rows_RM, step.output_TK):
+            for values in (step.tokens_TK, step.rows_RM, step.output_TP):
                 values.fill_(torch.nan)
             layout = step.layout
             for numbers in (layout.rope_row, layout.seq_of_token, layout.cu_seqlens):

@@ -21,7 +21,7 @@ def table(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def cache_of(num_rows: int) -> RopeCache:
-    return RopeCache(table, num_rows, HALF, CPU)
+    return RopeCache(table, num_rows, (HALF, HALF), CPU)
 
 
 def check(cache: RopeCache, first_row: dict[Grid, int]) -> None:
@@ -91,7 +91,7 @@ def test_a_table_that_cannot_be_made_leaves_no_trace() -> None:
             raise MemoryError
         return table(rows, columns)
 
-    cache = RopeCache(make, 20, HALF, CPU)
+    cache = RopeCache(make, 20, (HALF, HALF), CPU)
     with pytest.raises(MemoryError):
         cache.rows_of([(2, 2), (3, 3)])
     fails = False
@@ -100,7 +100,7 @@ def test_a_table_that_cannot_be_made_leaves_no_trace() -> None:
 
 def test_tables_are_those_of_the_model() -> None:
     config = RopeConfig(mode="ntk-aware", decouple=True, ori_max_pe_len=4)
-    cache = RopeCache(lambda r, c: rope_table(r, c, 2 * HALF, config), 100, HALF, CPU)
+    cache = RopeCache(lambda r, c: rope_table(r, c, 2 * HALF, config), 100, (HALF, HALF), CPU)
     for grid, first in cache.rows_of([(3, 6), (6, 3), (2, 2)]).items():
         cos, sin = rope_table(*grid, 2 * HALF, config)
         assert torch.equal(cache.cos[first : first + len(cos)], cos)
