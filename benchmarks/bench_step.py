@@ -37,7 +37,8 @@ def main() -> None:
     use_fast_float32_matmul()
     keep_freed_memory()
     bundle = load_bundle(arguments.model, "auto", arguments.dtype)
-    network, config = bundle.network, bundle.model_config
+    network = bundle.fitv2("figures of this benchmark")
+    config = network.config
     weight = network.x_embedder.proj.weight
     stacked = StackedModulation(network)
     runs = {}

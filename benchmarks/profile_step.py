@@ -71,7 +71,7 @@ def network_of(model: str, dtype: torch.dtype) -> FiTv2:
     if model in NAMED_CONFIGS:
         torch.manual_seed(0)
         return random_network(named_config(model), torch.device("cpu"), dtype, lay_out_weights)
-    return load_bundle(model, "cpu", dtype).network
+    return load_bundle(model, "cpu", dtype).fitv2("profiles")
 
 
 def case_of(model: str, network: FiTv2, tokens: int) -> Case:

@@ -26,7 +26,7 @@ def load_weights(
     """Give a network made on the meta device its weights.
 
     Args:
-        network: its parameters are replaced, its buffers must not exist.
+        network: its parameters are replaced; buffers must be in the files too.
         source: a `.safetensors` file, or a folder with one or with shards and their index.
         device: where the weights go.
         dtype: of the weights in memory.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fit_models.config import NAMED_CONFIGS, ModelConfig
-from fit_models.diffusion.discrete_sampler import DISCRETE_SAMPLERS
-from fit_models.diffusion.sampler import SAMPLERS, Trajectory
+from fit_models.diffusion.discrete_sampler import DISCRETE_SAMPLERS, make_discrete_trajectory
+from fit_models.diffusion.sampler import SAMPLERS, Trajectory, make_trajectory
 from fit_models.networks import dit_config, fitv1_config
 from fit_models.networks.dit import DiT
 from fit_models.networks.dit_config import NAMED_DIT_CONFIGS, DiTConfig
@@ -134,7 +134,7 @@ def position_widths(config: NetworkConfig) -> tuple[int, int]:
 
 def samplers_of(config: NetworkConfig) -> tuple[str, ...]:
     """Update rules that a network's prediction allows, the plainest first."""
-    return tuple(_rules_of(config))
+    return tuple(DISCRETE_SAMPLERS if config.prediction == "noise" else SAMPLERS)
 
 
 def trajectory_of(config: NetworkConfig, sampler: str, num_inference_steps: int) -> Trajectory:
@@ -143,17 +143,14 @@ def trajectory_of(config: NetworkConfig, sampler: str, num_inference_steps: int)
     Raises:
         ValueError: the network is not sampled so, or the number of steps cannot be.
     """
-    rules = _rules_of(config)
+    rules = samplers_of(config)
     if sampler not in rules:
         family = family_of(config).name
         raise ValueError(
             f"sampler {sampler!r} is not for {family}, which predicts the {config.prediction}; "
             f"known: {', '.join(rules)}"
         )
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be at least 1")
-    return rules[sampler](num_inference_steps)
-
-
-def _rules_of(config: NetworkConfig) -> Mapping[str, Callable[[int], Trajectory]]:
-    return DISCRETE_SAMPLERS if config.prediction == "noise" else SAMPLERS
+    if config.prediction == "noise":
+        learned = config.output_channels > config.token_channels
+        return make_discrete_trajectory(sampler, num_inference_steps, learned)
+    return make_trajectory(sampler, num_inference_steps)

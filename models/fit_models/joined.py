@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fit_kernels import swiglu
-from fit_models.layers import Block, SwiGLU
+from fit_models.layers import SwiGLU
 
 # On a CPU, longer inputs are worked off in parts whose projection stays in the cache; shorter ones
 # gain nothing (benchmarks/results/LOG.md).
@@ -44,8 +44,8 @@ class JoinedSwiGLU(nn.Module):
 def join_projections(network: nn.Module) -> None:
     """Replace the gated MLP of every block, one after another: one MLP is held twice at most."""
     for module in network.modules():
-        if isinstance(module, Block) and isinstance(module.mlp, SwiGLU):
-            module.set_submodule("mlp", JoinedSwiGLU(module.mlp).train(module.training))
+        if isinstance(mlp := getattr(module, "mlp", None), SwiGLU):
+            module.set_submodule("mlp", JoinedSwiGLU(mlp).train(module.training))
 
 
 def _name_as_released(_mlp: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

@@ -13,8 +13,8 @@ from fit_models.bundle import Bundle
 from fit_models.diffusion.guidance import Guidance, guide
 from fit_models.diffusion.runge_kutta import FIXED_STEP, integrate_dopri5, integrate_fixed
 from fit_models.families import position_tables
-from fit_models.positions import layout_of_tables
 from fit_models.patches import unpatchify
+from fit_models.positions import layout_of_tables
 
 OFFLINE_SAMPLERS = ("dopri5", "heun3", "rk4")
 
@@ -48,7 +48,8 @@ def sample_offline(
         uint8 [3, height, width].
 
     Raises:
-        ValueError: the sampler is unknown or not for this model, or a side is no multiple of a token's.
+        ValueError: the sampler is unknown or not for this model, or a side is no multiple of a
+            token's.
     """
     if sampler not in OFFLINE_SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is unknown; known: {', '.join(OFFLINE_SAMPLERS)}")

@@ -39,7 +39,7 @@ def afterwards() -> Iterator[None]:
 def poison(graphed: GraphedNetwork) -> None:
     for graphs in graphed._graphs.values():
         for step in (graph.step for graph in graphs):
-            for values in (step.tokens_TK, step.rows_RM, step.output_TK):
+            for values in (step.tokens_TK, step.rows_RM, step.output_TP):
                 values.fill_(torch.nan)
 
 

@@ -18,7 +18,7 @@ from fit_kernels.attention import current_attention
 from fit_kernels.backend import current_backend
 from fit_kernels.fused import guided_step, linear_fixed_tiles
 from fit_models.batch_invariant import fixed_tiles_obstacle, use_fixed_tiles
-from fit_models.modulation import StackedModulation
+from fit_models.modulation import StackedModulation, rows_one_by_one
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
 from support.even_products import treat_rows_alike
@@ -126,7 +126,7 @@ def velocity_of(
     stacked = StackedModulation(network)
     timestep_S = torch.tensor([p[2] for p in pictures])
     label_S = torch.tensor([p[3] for p in pictures])
-    rows_SM = stacked.rows_one_by_one(timestep_S, label_S)
+    rows_SM = rows_one_by_one(stacked, timestep_S, label_S)
     modulation = stacked.split(rows_SM, layout.seq_of_token)
     with torch.inference_mode():
         return network.denoise(tokens_TK, layout, modulation)[own]

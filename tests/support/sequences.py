@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from hypothesis import strategies as st
 
+from fit_models.config import NAMED_CONFIGS
 from fit_models.diffusion.sampler import SAMPLERS
+from fit_models.families import NetworkConfig
 from fit_serve.engine.sequence import Sequence, plan_sequence
 from fit_serve.engine.step_cache import StepCache
 from fit_serve.engine.turn import Turn
@@ -44,8 +46,12 @@ def request_of(
     )
 
 
-def planned(request: SequenceRequest, step_cache: StepCache | None = None) -> Sequence:
-    return plan_sequence(request, PIXELS_PER_TOKEN, step_cache)
+def planned(
+    request: SequenceRequest,
+    step_cache: StepCache | None = None,
+    model: NetworkConfig = NAMED_CONFIGS["FiTv2-toy/2"],
+) -> Sequence:
+    return plan_sequence(request, PIXELS_PER_TOKEN, step_cache, model)
 
 
 def sequence_of(

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fit_models.bundle import Bundle
+from fit_models.diffusion.discrete_sampler import DiscreteEvaluation
 from fit_models.diffusion.guidance import guide
-from fit_models.packing import layout_of_grids
+from fit_models.families import position_tables
+from fit_models.positions import layout_of_tables
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.reuse_rule import ReuseRule
 from fit_serve.engine.runner import Runner, StepResult
@@ -55,7 +57,9 @@ def alone(
     config: EngineConfig | None = None,
     step_cache: StepCache | None = None,
 ) -> Tensor:
-    return finish(Runner(bundle, config or EngineConfig()), planned(request, step_cache))
+    return finish(
+        Runner(bundle, config or EngineConfig()), planned(request, step_cache, bundle.model_config)
+    )
 
 
 def together(
@@ -66,7 +70,8 @@ def together(
 ) -> list[Tensor]:
     """All in one runner."""
     runner = Runner(bundle, config or EngineConfig())
-    everybody = [(visit, planned(visit.request, step_cache)) for visit in visits]
+    model = bundle.model_config
+    everybody = [(visit, planned(visit.request, step_cache, model)) for visit in visits]
     latents: dict[Sequence, Tensor] = {}
     number = 0
     while len(latents) < len(everybody):
@@ -92,10 +97,10 @@ def by_the_book(
 
     `rule` takes the place of the one that the step cache gives.
     """
-    network, sequence = bundle.network, planned(request, step_cache)
+    network, config = bundle.network, bundle.model_config
+    sequence = planned(request, step_cache, config)
     sequence.rule = rule or sequence.rule
-    config = network.config
-    layout = layout_of_grids([sequence.grid], config.head_dim, config.rope)
+    layout = layout_of_tables([sequence.grid], lambda r, c: position_tables(r, c, config))
     generator = torch.Generator().manual_seed(request.seed)
     shape = (sequence.num_tokens, config.token_channels)
     x = torch.randn(shape, generator=generator)
@@ -103,7 +108,7 @@ def by_the_book(
         x = x + sequence.start_noise * torch.randn(shape, generator=generator)
     memory = torch.zeros(shape)
     line = _Line(sequence.order)
-    reuses, turn = 0, -1
+    reuses, turn, variance = 0, -1, torch.empty(0)
     for index, (row, scale) in enumerate(
         zip(sequence.evaluations, sequence.guidance_scales, strict=True)
     ):
@@ -112,10 +117,12 @@ def by_the_book(
             v = line.at(row.sigma)
         else:
             turn += 1
-            timestep = torch.tensor([1.0 - row.sigma])
-            v = network(x, layout, timestep, torch.tensor([request.class_label]))
+            timestep = torch.tensor([row.network_timestep])
+            out = network(x, layout, timestep, torch.tensor([request.class_label]))
+            v, variance = out[:, : shape[1]], out[:, shape[1] :]
             if scale != 1.0:
                 null = network(x, layout, timestep, torch.tensor([config.null_label]))
+                null = null[:, : shape[1]]
                 v = guide(v, null, torch.tensor([[scale]]), config.guided_token_channels)
             change = line.add(row.sigma, scale, v)
             if sequence.rule is not None:
@@ -123,6 +130,10 @@ def by_the_book(
                 sequence.rule.observe(turn, change)
         a, b, c, d, e, f, g = row.coefficients
         noise = torch.randn(shape, generator=generator) if d else torch.zeros(shape)
+        if isinstance(row, DiscreteEvaluation) and row.log_variance_range is not None:
+            low, high = row.log_variance_range
+            share = (variance + 1) / 2
+            noise = noise * torch.exp((share * high + (1 - share) * low) / 2)
         x, memory = a * x + b * v + c * memory + d * noise, e * x + f * v + g * memory
     return x
 

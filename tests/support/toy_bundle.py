@@ -8,6 +8,7 @@ from torch import nn
 
 from fit_models.bundle import SamplingDefaults, save_bundle
 from fit_models.config import named_config
+from fit_models.families import Network
 from fit_models.networks.fitv2 import FiTv2
 
 CLASS_NAMES = ("teapot", "kite", "heron")
@@ -19,23 +20,34 @@ def make_toy_network(seed: int = 0, num_classes: int = len(CLASS_NAMES)) -> FiTv
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = FiTv2(named_config("FiTv2-toy/2", num_classes))
-        for module in network.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.normal_(module.bias, std=0.1)
+        open_gates(network)
     return network.eval().requires_grad_(False)
 
 
-def make_toy_bundle(folder: Path, seed: int = 0) -> Path:
+def open_gates(network: nn.Module) -> None:
+    """Random weights in every linear layer, also in those that training starts at zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
+
+
+def make_toy_bundle(
+    folder: Path,
+    seed: int = 0,
+    network: Network | None = None,
+    defaults: SamplingDefaults = DEFAULTS,
+) -> Path:
     """Write a bundle of three classes, float32, 16 pixels a token, and return its folder."""
-    network = make_toy_network(seed)
+    network = network or make_toy_network(seed)
     save_bundle(
         folder,
         "toy",
         network.config,
         network.state_dict(),
         CLASS_NAMES,
-        DEFAULTS,
+        defaults,
         dtype=torch.float32,
     )
     _make_autoencoder(seed).save_pretrained(folder / "vae")

@@ -87,7 +87,7 @@ def ddim(path: DiscretePath, eta: float = 0.0) -> Trajectory:
 
 
 def scaled_noise(
-    noise_TsK: Tensor, variance_TsK: Tensor, range_S2: Tensor, sequence_Ts: Tensor
+    noise_TsK: Tensor, variance_TsK: Tensor, range_S2: Tensor | None, sequence_Ts: Tensor
 ) -> Tensor:
     """Fresh noise with the deviation the network asks for; the specification of any fused form.
 
@@ -96,12 +96,15 @@ def scaled_noise(
     Args:
         noise_TsK: standard normal draws.
         variance_TsK: v, the second half of the (conditional) prediction of each state token.
-        range_S2: fp32, low and high of each sequence; `UNIT_RANGE` where nothing is learned.
+        range_S2: fp32, low and high of each sequence; `UNIT_RANGE` where nothing is learned;
+            None where it is for nobody.
         sequence_Ts: int64, the sequence of each state token.
 
     Returns:
         [Ts, K] in the dtype of the noise.
     """
+    if range_S2 is None:
+        return noise_TsK
     low_Ts1, high_Ts1 = range_S2.index_select(0, sequence_Ts).split(1, dim=1)
     share_TsK = (variance_TsK.float() + 1.0) / 2.0
     log_variance_TsK = share_TsK * high_Ts1 + (1.0 - share_TsK) * low_Ts1
@@ -139,13 +142,15 @@ def _evaluation(
     )
 
 
-DISCRETE_SAMPLERS: dict[str, Callable[[int], Trajectory]] = {
-    "ddpm": lambda steps: ddpm(discrete_path("even", steps)),
-    "ddim": lambda steps: ddim(discrete_path("leading", steps)),
+DISCRETE_SAMPLERS: dict[str, Callable[[int, bool], Trajectory]] = {
+    "ddpm": lambda steps, learned: ddpm(discrete_path("even", steps), learned),
+    "ddim": lambda steps, _learned: ddim(discrete_path("leading", steps)),
 }
 
 
-def make_discrete_trajectory(sampler: str, num_inference_steps: int) -> Trajectory:
+def make_discrete_trajectory(
+    sampler: str, num_inference_steps: int, learned_variance: bool = True
+) -> Trajectory:
     """All evaluations of a sequence under a named sampler, as the releases' own scripts space them.
 
     Raises:
@@ -153,4 +158,4 @@ def make_discrete_trajectory(sampler: str, num_inference_steps: int) -> Trajecto
     """
     if sampler not in DISCRETE_SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is unknown; known: {', '.join(DISCRETE_SAMPLERS)}")
-    return DISCRETE_SAMPLERS[sampler](num_inference_steps)
+    return DISCRETE_SAMPLERS[sampler](num_inference_steps, learned_variance)

@@ -29,8 +29,7 @@ from fit_models.checkpoint import (
     save_tensors,
     weight_files,
 )
-from fit_models.config import ModelConfig
-from fit_models.networks.fitv2 import FiTv2
+from fit_models.families import empty_network
 from fit_models.released.recognition import Recognised, recognise
 from fit_models.released.report import REPORT, describe_source, describe_tensors, differing
 from fit_models.released.staging import refuse_existing, staged
@@ -87,7 +86,7 @@ def convert_released(
     weights = read_released(source, allow_pickle, wrapper)
     recognised = _recognise(weights, latent_channels, options)
     config = recognised.config
-    check_names(_empty_network(config), weights.tensors, source)
+    check_names(empty_network(config), weights.tensors, source)
     class_names = options.class_names or tuple(f"class {i}" for i in range(config.num_classes))
     if len(class_names) != config.num_classes:
         raise ValueError(f"classes: {len(class_names)} names for {config.num_classes} labels")
@@ -130,7 +129,7 @@ def flatten_bundle(
         raise ValueError(f"destination: {destination} is a folder; a bundle becomes one file")
     refuse_existing(destination)
     folder = bundle_folder(str(bundle))
-    network = _empty_network(read_network_config(folder))
+    network = empty_network(read_network_config(folder))
     stored = map_tensors(weight_files(folder / "transformer"))
     tensors = {key.removeprefix(PREFIX): tensor for key, tensor in stored.items()}
     check_names(network, tensors, folder)
@@ -152,11 +151,6 @@ def _recognise(
         return recognised
     config = replace(recognised.config, guided_channels=options.guided_channels)
     return replace(recognised, config=config)
-
-
-def _empty_network(config: ModelConfig) -> FiTv2:
-    with torch.device("meta"):
-        return FiTv2(config)
 
 
 def _verify_bundle(folder: Path, weights: ReleasedWeights, dtype: torch.dtype | None) -> None:

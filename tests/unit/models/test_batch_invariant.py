@@ -22,7 +22,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 6e-2}
 
 @pytest.fixture(scope="module", params=TOLERANCE, ids=str)
 def network(request: pytest.FixtureRequest) -> FiTv2:
-    return load_bundle(EMBEDDED, device="cpu", dtype=request.param).network
+    return load_bundle(EMBEDDED, device="cpu", dtype=request.param).fitv2("these tests")
 
 
 @pytest.fixture(scope="module")

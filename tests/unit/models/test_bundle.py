@@ -55,7 +55,8 @@ def test_how_its_predictions_behave_is_read_if_it_was_measured(folder: Path):
 
 def test_a_loaded_bundle_makes_pictures_that_depend_on_the_label(folder: Path):
     bundle = load_bundle(str(folder))
-    layout = layout_of_grids([(2, 3)], bundle.model_config.head_dim, bundle.model_config.rope)
+    config = bundle.fitv2("these tests").config
+    layout = layout_of_grids([(2, 3)], config.head_dim, config.rope)
     noise = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
     pictures = []
     for label in range(len(CLASS_NAMES)):

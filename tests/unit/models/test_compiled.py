@@ -78,7 +78,9 @@ def test_released_blocks_are_as_before():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_the_embedded_model_compiled_agrees_with_itself(dtype: str, error: float):
-    network, compiled = (load_bundle("embedded", "cpu", dtype).network for _ in range(2))
+    network, compiled = (
+        load_bundle("embedded", "cpu", dtype).fitv2("these tests") for _ in range(2)
+    )
     compile_blocks(compiled)
     mixes: tuple[Grids, ...] = ([(10, 10)] * 2, [(10, 10)] * 4 + [(8, 12)] * 4, [(16, 16), (9, 7)])
     first = 0

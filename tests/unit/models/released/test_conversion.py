@@ -74,7 +74,7 @@ def test_the_bundle_computes_what_the_authors_code_did(
 ):
     source = write_released(tmp_path / "model_ema.bin", official)
     convert_released(source, tmp_path / "bundle", autoencoder, BundleOptions(num_heads=HEADS))
-    network = load_bundle(str(tmp_path / "bundle")).network
+    network = load_bundle(str(tmp_path / "bundle")).fitv2("these tests")
     grids, x = grids_of(CASE), CASE.inputs["x"]
     t, y = CASE.inputs["t"], CASE.inputs["y"].long()
     out = network(pack(x, grids), layout_for(network, grids), t, y)

@@ -21,7 +21,7 @@ def slab(num_rows: int = 128) -> RopeCache:
     def make(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         return rope_table(rows, columns, HEAD_DIM, ROPE)
 
-    return RopeCache(make, num_rows, (HEAD_DIM // 2,) * 2, torch.device("cpu"))
+    return RopeCache(make, num_rows, (HEAD_DIM // 2, HEAD_DIM // 2), torch.device("cpu"))
 
 
 @st.composite

@@ -22,7 +22,10 @@ CHANNELS, NULL, HALF = 2, 1000, 4
 
 def rope_of(num_rows: int = 400) -> RopeCache:
     return RopeCache(
-        lambda r, c: rope_table(r, c, 2 * HALF, RopeConfig()), num_rows, (HALF, HALF), torch.device("cpu")
+        lambda r, c: rope_table(r, c, 2 * HALF, RopeConfig()),
+        num_rows,
+        (HALF, HALF),
+        torch.device("cpu"),
     )
 
 

@@ -102,14 +102,16 @@ def test_an_adapter_serves_what_was_trained_and_brings_the_new_class(
     trainer.network.load_state_dict(trained(config))
     for labels in ([0, 1, 2], [3, 4, 3]):  # the new class, the null label
         torch.testing.assert_close(
-            predictions(served.network, labels),
+            predictions(served.fitv2("these tests"), labels),
             predictions(trainer.network, labels),
             atol=1e-4,
             rtol=1e-4,
         )
     plain = load_bundle(str(base))
     assert not torch.allclose(
-        predictions(served.network, [0, 1, 2]), predictions(plain.network, [0, 1, 2]), atol=1e-3
+        predictions(served.fitv2("these tests"), [0, 1, 2]),
+        predictions(plain.fitv2("these tests"), [0, 1, 2]),
+        atol=1e-3,
     )
 
 
@@ -132,8 +134,8 @@ def test_high_resolution_changes_its_share_of_the_weights_and_how_positions_stre
     plain = load_bundle(str(base))
     assert (served.name, served.class_names) == ("large", CLASS_NAMES)
     assert served.defaults == plain.defaults
-    assert served.model_config.rope.mode == "ntk-aware"
-    assert served.model_config.rope.ori_max_pe_len == 2
+    assert served.fitv2("these tests").config.rope.mode == "ntk-aware"
+    assert served.fitv2("these tests").config.rope.ori_max_pe_len == 2
     before = read_base(str(base)).weights
     for name, weight in trained(config).items():
         assert torch.equal(weight, before[name]) != is_trained(name), name
