@@ -29,8 +29,8 @@ from fit_models.checkpoint import (
     save_tensors,
     weight_files,
 )
-from fit_models.families import empty_network
-from fit_models.released.recognition import Recognised, recognise
+from fit_models.families import empty_network, samplers_of
+from fit_models.released.family_choice import choose_family
 from fit_models.released.report import REPORT, describe_source, describe_tensors, differing
 from fit_models.released.staging import refuse_existing, staged
 from fit_models.released.state_dict import PREFIX, ReleasedWeights, read_released
@@ -45,18 +45,22 @@ class BundleOptions:
         class_names: in label order; "class 0" and on if empty.
         num_heads: None takes those of the named size with equal shapes.
         hr: rotary embedding of the high-resolution models.
+        prediction: of weights with DiT's shapes: "noise", or "velocity" (SiT).
         guided_channels: latent channels that guidance changes; None is three, as released.
         dtype: of the weights as written; None keeps each tensor's own.
         defaults: what a request gets where it does not say.
+        sampler: of the defaults; the family's first if empty.
     """
 
     name: str = ""
     class_names: tuple[str, ...] = ()
     num_heads: int | None = None
     hr: bool = False
+    prediction: str = "noise"
     guided_channels: int | None = None
     dtype: torch.dtype | None = None
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    sampler: str = ""
 
 
 def convert_released(
@@ -84,8 +88,20 @@ def convert_released(
     refuse_existing(destination)
     latent_channels = Autoencoder.from_folder(autoencoder).latent_channels
     weights = read_released(source, allow_pickle, wrapper)
-    recognised = _recognise(weights, latent_channels, options)
+    recognised, weights = choose_family(
+        weights, source, latent_channels, options.num_heads, options.hr, options.prediction
+    )
+    if options.guided_channels is not None:
+        config = replace(recognised.config, guided_channels=options.guided_channels)
+        recognised = replace(recognised, config=config)
     config = recognised.config
+    known = samplers_of(config)
+    defaults = replace(options.defaults, sampler=options.sampler or known[0])
+    if defaults.sampler not in known:
+        raise ValueError(
+            f"sampler {defaults.sampler!r} is not for this network, which predicts the "
+            f"{config.prediction}; known: {', '.join(known)}"
+        )
     check_names(empty_network(config), weights.tensors, source)
     class_names = options.class_names or tuple(f"class {i}" for i in range(config.num_classes))
     if len(class_names) != config.num_classes:
@@ -99,7 +115,7 @@ def convert_released(
             config,
             weights.tensors,
             class_names,
-            options.defaults,
+            defaults,
             options.dtype,
             DEFAULT_SHARD_BYTES,
         )
@@ -140,17 +156,6 @@ def flatten_bundle(
             raise ValueError(f"destination: {len(wrong)} tensors read back otherwise: {wrong[:3]}")
         report = describe_tensors(written)
     return report
-
-
-def _recognise(
-    weights: ReleasedWeights, latent_channels: int, options: BundleOptions
-) -> Recognised:
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
-    recognised = recognise(shapes, latent_channels, options.num_heads, options.hr)
-    if options.guided_channels is None:
-        return recognised
-    config = replace(recognised.config, guided_channels=options.guided_channels)
-    return replace(recognised, config=config)
 
 
 def _verify_bundle(folder: Path, weights: ReleasedWeights, dtype: torch.dtype | None) -> None:

@@ -1,7 +1,7 @@
-"""Which network released tensors belong to, told by their names and shapes.
+"""Which FiTv2 released tensors belong to, told by their names and shapes.
 
-Knows the names of FiTv2 (from the network itself) and the marks of its relatives. Values are never
-looked at. What shapes cannot say is taken from the named sizes: heads above all.
+Knows the names of FiTv2 (from the network itself); its relatives are `relatives.py`'s. Values are
+never looked at. What shapes cannot say is taken from the named sizes: heads above all.
 
 Dimension key: D width, F width of the MLP, K token channels, r rank of adaLN.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fit_models.config import HR_ROPE, NAMED_CONFIGS, ModelConfig, RopeConfig
+from fit_models.families import NetworkConfig
 from fit_models.networks.fitv2 import FiTv2
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -35,7 +36,7 @@ _GUIDED_CHANNELS = 3  # of four, in every released model
 class Recognised:
     """A configuration, and the name of the size that it is, if it has one."""
 
-    config: ModelConfig
+    config: NetworkConfig
     size: str | None
 
 
@@ -54,7 +55,6 @@ def recognise(
         ValueError: the tensors are another family's, contradict one another, or have the shapes of
             no named size and no `num_heads` is given.
     """
-    _refuse_relatives(shapes)
     _refuse_strangers(shapes)
     rope = HR_ROPE if hr else RopeConfig()
     wanted = _shape_config(shapes, latent_channels)
@@ -84,14 +84,6 @@ def recognise(
         None,
     )
     return Recognised(config, size)
-
-
-def _refuse_relatives(shapes: Shapes) -> None:
-    if "blocks.0.mlp.fc1.weight" in shapes and "blocks.0.attn.qkv.weight" in shapes:
-        raise ValueError("weights: this is DiT or SiT, which is not served yet")
-    down = shapes.get(_DOWN, ())
-    if _GATE in shapes and _GLOBAL not in shapes and len(down) == 2 and down[0] == 6 * down[1]:
-        raise ValueError("weights: this is FiT v1, which is not served yet")
 
 
 def _refuse_strangers(shapes: Shapes) -> None:

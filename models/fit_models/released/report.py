@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fit_models.families import family_of
 from fit_models.released.recognition import Recognised
 from fit_models.released.state_dict import ReleasedWeights
 
@@ -40,6 +41,7 @@ def describe_source(
         "attributes_dropped": list(weights.with_attributes),
         **describe_tensors(weights.tensors),
         "written_dtype": "as in the source" if dtype is None else dtype_name(dtype),
+        "family": family_of(recognised.config).name,
         "size": recognised.size,
         "config": recognised.config.to_dict(),
         "not_in_shapes": ["num_heads", "rope", "time_shifting", "guided_channels"],

@@ -36,6 +36,9 @@ def convert(
     hr: Annotated[
         bool, typer.Option("--hr", help="A high-resolution model; its shapes do not tell.")
     ] = False,
+    prediction: Annotated[
+        str, typer.Option(help="Of weights with DiT's shapes: noise, or velocity (SiT).")
+    ] = "noise",
     num_heads: Annotated[
         int | None, typer.Option(help="Attention heads, if no named size has these shapes.")
     ] = None,
@@ -46,9 +49,11 @@ def convert(
     num_inference_steps: sampling.NumInferenceSteps = 25,
     guidance_scale: sampling.GuidanceScale = 1.5,
     guidance_interval: sampling.GuidanceInterval = (0.0, 1.0),
-    sampler: sampling.Sampler = "euler",
+    sampler: Annotated[
+        str, typer.Option(help="Default update rule; else euler, or ddpm where noise is predicted.")
+    ] = "",
 ) -> None:
-    """Turn released FiTv2 weights into a bundle, or back; lossless unless --dtype is given."""
+    """Turn released weights into a bundle, or back; lossless unless --dtype is given."""
     import torch
 
     from fit_models.bundle import MODEL_INDEX, SamplingDefaults
@@ -70,9 +75,11 @@ def convert(
         class_names=() if classes is None else read_class_names(classes),
         num_heads=num_heads,
         hr=hr,
+        prediction=prediction,
         guided_channels=guided_channels,
         dtype=written,
-        defaults=SamplingDefaults(num_inference_steps, guidance_scale, guidance_interval, sampler),
+        defaults=SamplingDefaults(num_inference_steps, guidance_scale, guidance_interval),
+        sampler=sampler,
     )
     report = convert_released(source, destination, autoencoder, options, allow_pickle, wrapper)
     for line in _say_report(report):
@@ -90,17 +97,22 @@ def _refuse_options_of_bundles(context: typer.Context) -> None:
 
 
 def _say_report(report: dict[str, Any]) -> list[str]:
-    config, rope = report["config"], report["config"]["rope"]
+    config, rope = report["config"], report["config"].get("rope")
     sizes = ("hidden_size", "depth", "num_heads", "adaln_lora_dim", "mlp_ratio", "patch_size")
-    stretched = f"{rope['mode']}, decoupled" if rope["decouple"] else rope["mode"]
+    told = f"{config['num_heads']} heads"
+    if rope:
+        stretched = f"{rope['mode']}, decoupled" if rope["decouple"] else rope["mode"]
+        told += f", rope {stretched} (--hr says which)"
+    if "prediction" in config:
+        told += f", predicts the {config['prediction']} (--prediction says which)"
     lines = [f"{name}: sha256 {digest}" for name, digest in report["files"].items()]
     lines += [
         f"container: {report['container']}; stripped: {', '.join(report['stripped']) or 'nothing'}",
         f"matched: {_say_tensors(report)}, each once; written dtype: {report['written_dtype']}",
-        f"size: {report['size'] or 'none with a name'}; "
-        + ", ".join(f"{key} {config[key]:g}" for key in sizes)
+        f"family: {report['family']}; size: {report['size'] or 'none with a name'}; "
+        + ", ".join(f"{key} {config[key]:g}" for key in sizes if key in config)
         + f", {config['num_classes']} classes",
-        f"not told by shapes: {config['num_heads']} heads, rope {stretched} (--hr says which)",
+        f"not told by shapes: {told}",
     ]
     if report["attributes_dropped"]:
         lines.append(f"attributes dropped from {len(report['attributes_dropped'])} tensors")
