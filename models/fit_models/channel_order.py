@@ -9,5 +9,5 @@ from torch import Tensor
 
 
 def channels_slowest(prediction_TP: Tensor, patch_size: int) -> Tensor:
-    """From (row, column, channel), as DiT's last layer writes, to (channel, row, column): [T, P]."""
+    """From (row, column, channel), the last layer's order, to (channel, row, column): [T, P]."""
     return prediction_TP.unflatten(1, (patch_size**2, -1)).transpose(1, 2).flatten(1)
