@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fit_models.diffusion.discrete_sampler import (
+    DiscreteEvaluation,
+    scaled_noise,
+    variance_ranges,
+)
+from fit_models.diffusion.sampler import Trajectory
 from fit_models.patches import patchify, unpatchify
 from fit_models.positions import PositionTables, layout_of_tables
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class OnLatents:
@@ -33,10 +41,8 @@ class OnLatents:
 
 
 def doubled(
-    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-    scale: Callable[[Tensor], Tensor],
-    guided_channels: int = 3,
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    predict: Predict, scale: Callable[[Tensor], Tensor], guided_channels: int = 3
+) -> Predict:
     """DiT's guided forward: halves [conditional | unconditional], both fed the first's state."""
 
     def guided(x_BChw: Tensor, t_B: Tensor, y_B: Tensor) -> Tensor:
@@ -49,3 +55,35 @@ def doubled(
         return torch.cat((torch.cat((moved, moved)), rest), dim=1)
 
     return guided
+
+
+def run_discrete(
+    predict: Predict, trajectory: Trajectory, z_BChw: Tensor, y_B: Tensor, noises: Tensor | None
+) -> dict[str, Tensor]:
+    """DDPM or DDIM with a prediction that is guided already; what the originals recorded of it.
+
+    The first half of the batch is kept of states and estimates.
+    """
+    x, channels, kept = z_BChw, z_BChw.shape[1], len(z_BChw) // 2
+    states, estimates, timesteps = [], [], []
+    for i, evaluation in enumerate(trajectory.evaluations):
+        assert isinstance(evaluation, DiscreteEvaluation)
+        t_B = torch.full((len(x),), evaluation.timestep)
+        noise, variance = predict(x, t_B, y_B).split(channels, dim=1)
+        state, prediction = evaluation.data_estimate
+        estimates.append((state * x + prediction * noise)[:kept])
+        state, prediction, _, fresh, *_ = evaluation.coefficients
+        x = state * x + prediction * noise
+        if fresh:
+            assert noises is not None
+            ranges, row_B = variance_ranges([evaluation]), torch.zeros(len(x), dtype=torch.int64)
+            draws = scaled_noise(noises[i].flatten(1), variance.flatten(1), ranges, row_B)
+            x = x + fresh * draws.view_as(x)
+        states.append(x[:kept])
+        timesteps.append(evaluation.timestep)
+    return {
+        "final": x,
+        "samples": torch.stack(states),
+        "pred_xstart": torch.stack(estimates),
+        "t_net": torch.tensor(timesteps),
+    }

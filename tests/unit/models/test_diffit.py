@@ -7,6 +7,8 @@ from functools import partial
 import pytest
 import torch
 
+from fit_models.diffusion.discrete import discrete_path
+from fit_models.diffusion.discrete_sampler import ddim, ddpm
 from fit_models.diffusion.power_cosine import power_cosine_scale
 from fit_models.networks.diffit import DiffiT
 from fit_models.networks.diffit_config import (
@@ -20,8 +22,8 @@ from fit_models.packing import PackedLayout
 from fit_models.positions import layout_of_tables
 from fit_models.relative_bias import relative_position_index
 from fit_models.sincos import sincos_table
-from support.golden import load_family
-from support.square_latents import OnLatents, doubled
+from support.golden import Case, load_family
+from support.square_latents import OnLatents, Predict, doubled, run_discrete
 
 FAMILY = load_family("diffit")
 INDEX = "relative_position_index"
@@ -63,6 +65,19 @@ def on_latents(network: DiffiT, position_factor: float = 1.0) -> OnLatents:
     return OnLatents(network, partial(position_tables, config=network.config), position_factor)
 
 
+def guided(case: Case) -> Predict:
+    network = network_of(str(case.model))
+    scale, power = case.params["cfg_scale"], case.params["scale_pow"]
+
+    def scale_of(t_B: torch.Tensor) -> torch.Tensor:
+        if network.config.guidance_power == 0.0:
+            return torch.full_like(t_B, scale, dtype=torch.float32)
+        return torch.tensor([power_cosine_scale(scale, power, float(t)) for t in t_B])
+
+    predict = on_latents(network)
+    return predict if scale is None else doubled(predict, scale_of)
+
+
 def layout_for(network: DiffiT, grids: list[tuple[int, int]]) -> PackedLayout:
     return layout_of_tables(grids, partial(position_tables, config=network.config))
 
@@ -77,17 +92,19 @@ def test_forward_equals_the_original(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILY.case_names("forward_with_cfg"))
 def test_guided_forward_equals_the_original(name: str) -> None:
     case = FAMILY.case(name)
-    network = network_of(str(case.model))
-    scale, power = case.params["cfg_scale"], case.params["scale_pow"]
+    case.check({"out": guided(case)(*(case.inputs[k] for k in "xty"))})
 
-    def scale_of(t_B: torch.Tensor) -> torch.Tensor:
-        if network.config.guidance_power == 0.0:
-            return torch.full_like(t_B, scale, dtype=torch.float32)
-        return torch.tensor([power_cosine_scale(scale, power, float(t)) for t in t_B])
 
-    predict = on_latents(network)
-    guided = predict if scale is None else doubled(predict, scale_of)
-    case.check({"out": guided(*(case.inputs[k] for k in "xty"))})
+@pytest.mark.parametrize("name", [*FAMILY.case_names("ddpm"), *FAMILY.case_names("ddim")])
+def test_sampling_equals_the_original(name: str) -> None:
+    case = FAMILY.case(name)
+    steps = int(case.params["respacing"].removeprefix("ddim"))
+    if case.op == "ddpm":
+        trajectory = ddpm(discrete_path("even", steps))
+    else:
+        trajectory = ddim(discrete_path("strided", steps), case.params["eta"])
+    z, y, noise = case.inputs["z"], case.inputs["y"], case.inputs.get("noise")
+    case.check(run_discrete(guided(case), trajectory, z, y, noise))
 
 
 def test_the_index_equals_the_original() -> None:

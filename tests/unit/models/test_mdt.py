@@ -8,7 +8,11 @@ from functools import partial
 import pytest
 import torch
 
+from fit_models.diffusion.discrete import discrete_path
+from fit_models.diffusion.discrete_loss import discrete_inputs, discrete_loss
+from fit_models.diffusion.discrete_sampler import ddpm
 from fit_models.diffusion.power_cosine import power_cosine_scale
+from fit_models.diffusion.snr_weight import min_snr_weight
 from fit_models.networks.mdt import MDT
 from fit_models.networks.mdt_config import (
     NAMED_CONFIGS,
@@ -18,10 +22,11 @@ from fit_models.networks.mdt_config import (
     position_tables,
 )
 from fit_models.packing import PackedLayout
+from fit_models.patches import patchify
 from fit_models.positions import layout_of_tables
 from fit_models.relative_bias import relative_position_index
-from support.golden import load_family
-from support.square_latents import OnLatents, doubled
+from support.golden import Case, load_family
+from support.square_latents import OnLatents, Predict, doubled, run_discrete
 
 FAMILY = load_family("mdt")
 
@@ -63,6 +68,14 @@ def on_latents(model: str) -> OnLatents:
     return OnLatents(network, partial(position_tables, config=network.config))
 
 
+def guided(case: Case) -> Predict:
+    def scale(t_B: torch.Tensor) -> torch.Tensor:
+        args = case.params["cfg_scale"], case.params["scale_pow"]
+        return torch.tensor([power_cosine_scale(*args, float(t)) for t in t_B])
+
+    return doubled(on_latents(str(case.model)), scale)
+
+
 def layout_for(network: MDT, grids: list[tuple[int, int]]) -> PackedLayout:
     return layout_of_tables(grids, partial(position_tables, config=network.config))
 
@@ -77,13 +90,31 @@ def test_forward_equals_the_original(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILY.case_names("forward_with_cfg"))
 def test_guided_forward_equals_the_original(name: str) -> None:
     case = FAMILY.case(name)
+    case.check({"out": guided(case)(*(case.inputs[k] for k in "xty"))})
 
-    def scale(t_B: torch.Tensor) -> torch.Tensor:
-        args = case.params["cfg_scale"], case.params["scale_pow"]
-        return torch.tensor([power_cosine_scale(*args, float(t)) for t in t_B])
 
-    guided = doubled(on_latents(str(case.model)), scale)
-    case.check({"out": guided(*(case.inputs[k] for k in "xty"))})
+@pytest.mark.parametrize("name", FAMILY.case_names("ddpm"))
+def test_sampling_equals_the_original(name: str) -> None:
+    case = FAMILY.case(name)
+    trajectory = ddpm(discrete_path("even", int(case.params["respacing"])))
+    z, y, noise = (case.inputs[k] for k in ("z", "y", "noise"))
+    case.check(run_discrete(guided(case), trajectory, z, y, noise))
+
+
+@pytest.mark.parametrize("name", FAMILY.case_names("loss"))
+def test_the_loss_equals_the_original(name: str) -> None:
+    case = FAMILY.case(name)
+    network = network_of(str(case.model))
+    data, noise = (
+        patchify(case.inputs[k], network.config.patch_size).flatten(0, 1)
+        for k in ("x_start", "noise")
+    )
+    t, layout = case.inputs["t"], layout_for(network, [(4, 4)] * 3)
+    noisy = discrete_inputs(data, noise, t[layout.seq_of_token])
+    prediction = network(noisy, layout, t, case.inputs["y"].long())
+    loss = discrete_loss(prediction, data, noise, noisy, t, layout.seq_of_token)
+    mse = min_snr_weight(t) * loss.mean_square
+    case.check({"loss": mse + loss.bound, "mse": mse, "vb": loss.bound})
 
 
 @pytest.mark.parametrize("model", FAMILY.model_names())
