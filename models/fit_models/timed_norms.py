@@ -4,12 +4,14 @@ Every weight is a mixture of two stored vectors, element by element, by a sigmoi
 depends on the timestep alone, so values are made as rows, one for each sequence, and handed in
 (DiMR, arXiv:2406.09416, "time-dependent layer normalisation").
 
-Dimension key: T packed tokens, R modulation rows, D width, W values of joined features.
+Dimension key: T packed tokens, R modulation rows, D width, M values of all vectors, W values of
+joined features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +39,31 @@ class TimedVector(nn.Module):
         self.nodecay_weight = nn.Parameter(torch.zeros(size))
         self.nodecay_bias = nn.Parameter(torch.zeros(size))
 
-    def rows(self, tau_R1: Tensor) -> Tensor:
-        """Values less `start`, [R, D], for tau in -1 ... 1, high is noise.
 
-        So a scale is what `layer_norm_modulate` adds to 1.
-        """
-        share_RD = torch.sigmoid((self.nodecay_weight + 1.0) * tau_R1 + self.nodecay_bias)
-        return share_RD * self.param0 + (1.0 - share_RD) * self.param1 - self.start
+def timed_rows(vectors: Sequence[TimedVector], tau_R1: Tensor) -> Tensor:
+    """All vectors' values side by side, each less its `start`: so a scale is what is added to 1.
+
+    Made in fp32 and at once, for there are hundreds of vectors.
+
+    Args:
+        vectors: of one branch, in the order of use.
+        tau_R1: time in -1 ... 1, high is noise.
+
+    Returns:
+        [R, M] in the dtype of the vectors.
+    """
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(vector, name) for vector in vectors]).float()
+
+    share_RM = torch.sigmoid((joined("nodecay_weight") + 1.0) * tau_R1 + joined("nodecay_bias"))
+    values_RM = share_RM * joined("param0") + (1.0 - share_RM) * joined("param1")
+    parts, first = [], 0
+    for start, group in groupby(vectors, key=lambda vector: vector.start):
+        width = sum(len(vector.param0) for vector in group)
+        parts.append(values_RM[:, first : first + width] - start)
+        first += width
+    return torch.cat(parts, dim=1).to(vectors[0].param0.dtype)
 
 
 class TimedRMSNorm(nn.Module):

@@ -42,7 +42,6 @@ class DiMR(nn.Module):
         """One row per sequence: [S, M] for each branch, and the class tokens as the final row."""
         embeds = self.branches()[0].class_embeds
         tau_S1 = (2.0 * timestep_S.float() / TRAINED_LEVELS - 1.0)[:, None]
-        tau_S1 = tau_S1.to(embeds.weight.dtype)
         blocks = tuple(stage.modulate(tau_S1) for stage in self.branches())
         return Modulation(blocks, embeds(label_S), layout.seq_of_token)
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fit_models.networks.dimr_config import DiMRConfig, StageConfig
 from fit_models.packed_grids import HeadedSequences, corner_rows, on_maps, shuffle_up
 from fit_models.relative_bias import GridRun
-from fit_models.timed_norms import Rows, TimedLayerNorm, TimedRMSNorm, TimedVector
+from fit_models.timed_norms import Rows, TimedLayerNorm, TimedRMSNorm, TimedVector, timed_rows
 
 _HEAD_KERNEL = 3
 
@@ -147,6 +147,7 @@ class Stage(nn.Module):
         self.skip_denses = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(skips))
         head = nn.Conv2d(width, whole.in_channels, _HEAD_KERNEL, padding=_HEAD_KERNEL // 2)
         self.output_layer = nn.ModuleDict({"0": TimedLayerNorm(width), "2": head})
+        self.row_widths = [len(vector.param0) for vector in self.timed()]
 
     def timed(self) -> list[TimedVector]:
         """All vectors that move with time, in the order of use."""
@@ -154,11 +155,11 @@ class Stage(nn.Module):
 
     def modulate(self, tau_R1: Tensor) -> Tensor:
         """Their rows side by side, [R, M]."""
-        return torch.cat([vector.rows(tau_R1) for vector in self.timed()], dim=1)
+        return timed_rows(self.timed(), tau_R1)
 
     def rows(self, modulation_RM: Tensor) -> Rows:
         """`modulate`'s rows one vector after the other."""
-        return iter(modulation_RM.split([len(v.param0) for v in self.timed()], dim=1))
+        return iter(modulation_RM.split(self.row_widths, dim=1))
 
     def embed(self, tokens_TK: Tensor, runs: Sequence[GridRun]) -> Tensor:
         """Latent tokens of this patch size, channels slowest, to [T, D] with positions."""

@@ -108,6 +108,20 @@ def test_a_sequence_does_not_notice_its_neighbours(name: str) -> None:
         torch.testing.assert_close(parts[i], alone, atol=5e-5, rtol=0.0)
 
 
+def test_bfloat16_is_the_same_network_more_coarsely() -> None:
+    network = network_of(FAMILY, FAMILY.case("forward_two_mixed_n"))
+    tokens = torch.randn(
+        24, network.config.token_channels, generator=torch.Generator().manual_seed(2)
+    )
+    t, y = torch.tensor([900.0, 30.0]), torch.tensor([1, 2])
+    layout = layout_for(network, [(4, 4), (2, 4)])
+    exact = network(tokens, layout, t, y)
+    coarse = network.bfloat16()(tokens.bfloat16(), layout, t, y)
+    assert coarse.dtype == torch.bfloat16
+    error = (coarse.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 0.05
+
+
 def test_sequences_without_a_grid_are_padding() -> None:
     network = network_of(FAMILY, FAMILY.case("forward_two_mixed_n"))
     tokens = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))

@@ -141,6 +141,20 @@ def test_sequences_without_a_grid_are_padding() -> None:
     torch.testing.assert_close(padded[:32], network(tokens, layout, t, y)[:32])
 
 
+def test_bfloat16_is_the_same_network_more_coarsely() -> None:
+    network = network_of("v2")
+    tokens = torch.randn(
+        24, network.config.token_channels, generator=torch.Generator().manual_seed(2)
+    )
+    t, y = torch.tensor([900.0, 30.0]), torch.tensor([1, 2])
+    layout = layout_for(network, [(4, 4), (2, 4)])
+    exact = network(tokens, layout, t, y)
+    coarse = network.bfloat16()(tokens.bfloat16(), layout, t, y)
+    assert coarse.dtype == torch.bfloat16
+    error = (coarse.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 0.05
+
+
 @pytest.mark.parametrize(
     ("name", "count", "keys"),
     [("MDT-XL/2", 699_778_144, 362), ("MDTv2-XL/2", 742_263_904, 394)],
