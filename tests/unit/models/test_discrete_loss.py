@@ -11,6 +11,7 @@ from fit_models.diffusion.discrete_loss import (
     discrete_inputs,
     discrete_loss,
     sequence_mean,
+    uniform_timesteps,
     variational_bits,
 )
 from support.discrete_networks import Subject, subject_of
@@ -110,3 +111,9 @@ def test_the_bound_teaches_the_variance_alone() -> None:
     (gradient,) = torch.autograd.grad(loss.bound.sum(), prediction)
     assert not gradient[:, :4].any()
     assert bool((gradient[:, 4:] != 0).any())
+
+
+def test_every_trained_timestep_is_drawn() -> None:
+    drawn = uniform_timesteps(20_000, torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.int64
+    assert set(drawn.tolist()) == set(range(1000))

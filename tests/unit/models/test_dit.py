@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -151,3 +152,25 @@ def test_a_fresh_network_answers_zero() -> None:
     )
     assert out.shape == (6, 32)
     assert not out.any()
+
+
+@pytest.mark.parametrize(
+    ("family_name", "case_name", "changes"),
+    [
+        ("dit_diffusers", "forward", {"frequency_divisor": 128}),
+        ("dit_diffusers", "forward_12x12", {"positions": "integer"}),
+        ("dit", "forward_tiny_8x8", {"frequency_divisor": 127}),
+        ("dit", "forward_eps_probe", {"mlp_norm_eps": 1e-5}),
+    ],
+)
+def test_the_port_and_the_original_are_told_apart(
+    family_name: str, case_name: str, changes: dict[str, Any]
+) -> None:
+    family = FAMILIES[family_name]
+    case = family.case(case_name)
+    right = subject_of(family, case).network
+    assert isinstance(right, DiT)
+    wrong = DiT(replace(right.config, **changes))
+    wrong.load_state_dict(right.state_dict())
+    out = run(Subject(wrong.eval()), case, case.params.get("pos_mul", 1.0))
+    assert case.excess("out", out) > 5.0

@@ -37,9 +37,10 @@ def port() -> torch.nn.Module:
     network = DiTTransformer2DModel(**PORT_CONFIG).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.normal_(std=0.2)
-    blocks = network.transformer_blocks
-    for block in list(blocks)[1:]:
-        block.norm1.emb.load_state_dict(blocks[0].norm1.emb.state_dict())
+    state = network.state_dict()
+    for name, tensor in state.items():
+        if name.startswith("transformer_blocks.1.norm1.emb."):
+            tensor.copy_(state[name.replace("blocks.1.", "blocks.0.")])
     return network
 
 
