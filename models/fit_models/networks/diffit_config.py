@@ -145,7 +145,7 @@ def check_size(rows: int, columns: int, config: DiffiTConfig) -> None:
         )
 
 
-NAMED_CONFIGS: dict[str, DiffiTConfig] = {
+NAMED_DIFFIT_CONFIGS: dict[str, DiffiTConfig] = {
     "DiffiT-XL/2-256": DiffiTConfig(1152, 28, 16),
     "DiffiT-XL/2-512": DiffiTConfig(1152, 28, 16, latent_size=64),
 }

@@ -205,7 +205,7 @@ def check_size(rows: int, columns: int, config: DiMRConfig) -> None:
 
 
 _XL = StageConfig(960, 1920, 39, patch_size=2, num_heads=16)
-NAMED_CONFIGS: dict[str, DiMRConfig] = {
+NAMED_DIMR_CONFIGS: dict[str, DiMRConfig] = {
     "DiMR-XL/2R": DiMRConfig((_XL, StageConfig(480, 960, 20, patch_size=1))),
     "DiMR-G/2R": DiMRConfig(
         (

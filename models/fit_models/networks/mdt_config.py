@@ -158,7 +158,7 @@ def check_size(rows: int, columns: int, config: MDTConfig) -> None:
         )
 
 
-NAMED_CONFIGS: dict[str, MDTConfig] = {
+NAMED_MDT_CONFIGS: dict[str, MDTConfig] = {
     "MDT-XL/2": MDTConfig(1152, 28, 16, decode_layer=2, version=1),
     "MDTv2-XL/2": MDTConfig(1152, 28, 16, decode_layer=4),
     "MDTv2-S/2": MDTConfig(384, 12, 6, decode_layer=6),

@@ -12,7 +12,7 @@ from fit_models.diffusion.discrete_sampler import ddim, ddpm
 from fit_models.diffusion.power_cosine import power_cosine_scale
 from fit_models.networks.diffit import DiffiT
 from fit_models.networks.diffit_config import (
-    NAMED_CONFIGS,
+    NAMED_DIFFIT_CONFIGS,
     RELEASES,
     DiffiTConfig,
     check_size,
@@ -173,7 +173,7 @@ def test_grids_are_asked_for() -> None:
 )
 def test_named_sizes_are_the_papers(name: str, count: int, trainable: int) -> None:
     with torch.device("meta"):
-        network = DiffiT(NAMED_CONFIGS[name])
+        network = DiffiT(NAMED_DIFFIT_CONFIGS[name])
     assert sum(p.numel() for p in network.parameters()) == trainable
     state = network.state_dict()
     assert sum(value.numel() for value in state.values()) == count
@@ -192,7 +192,7 @@ def test_weights_of_another_grid_are_refused() -> None:
 
 
 def test_only_the_trained_grid_is_served() -> None:
-    config = NAMED_CONFIGS["DiffiT-XL/2-512"]
+    config = NAMED_DIFFIT_CONFIGS["DiffiT-XL/2-512"]
     check_size(32, 32, config)
     with pytest.raises(ValueError, match=r"32x32 alone .*512x512 pixels"):
         check_size(16, 16, config)
@@ -209,10 +209,10 @@ def test_only_the_trained_grid_is_served() -> None:
 )
 def test_bad_values_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DiffiTConfig.from_dict(NAMED_CONFIGS["DiffiT-XL/2-256"].to_dict() | changes)
+        DiffiTConfig.from_dict(NAMED_DIFFIT_CONFIGS["DiffiT-XL/2-256"].to_dict() | changes)
 
 
 def test_configs_survive_their_file_and_releases_name_them() -> None:
-    for config in NAMED_CONFIGS.values():
+    for config in NAMED_DIFFIT_CONFIGS.values():
         assert DiffiTConfig.from_dict(config.to_dict()) == config
-    assert {release.config_name for release in RELEASES} <= set(NAMED_CONFIGS)
+    assert {release.config_name for release in RELEASES} <= set(NAMED_DIFFIT_CONFIGS)

@@ -10,7 +10,7 @@ import torch
 
 from fit_models.networks.dimr import DiMR
 from fit_models.networks.dimr_config import (
-    NAMED_CONFIGS,
+    NAMED_DIMR_CONFIGS,
     RELEASES,
     DiMRConfig,
     check_size,
@@ -28,7 +28,7 @@ from fit_models.networks.dimr_config import (
 )
 def test_named_sizes_are_the_released_ones(name: str, count: int, keys: int | None) -> None:
     with torch.device("meta"):
-        network = DiMR(NAMED_CONFIGS[name])
+        network = DiMR(NAMED_DIMR_CONFIGS[name])
     assert sum(p.numel() for p in network.parameters()) == count
     assert keys is None or len(network.state_dict()) == keys
 
@@ -37,11 +37,13 @@ def test_named_sizes_are_the_released_ones(name: str, count: int, keys: int | No
     ("name", "gmacs"), [("DiMR-XL/2R", 160.18), ("DiMR-G/2R", 331.10), ("DiMR-XL/3R", 206.0)]
 )
 def test_work_is_what_was_counted(name: str, gmacs: float) -> None:
-    assert NAMED_CONFIGS[name].flops_per_token(256) * 256 / 2e9 == pytest.approx(gmacs, rel=3e-3)
+    assert NAMED_DIMR_CONFIGS[name].flops_per_token(256) * 256 / 2e9 == pytest.approx(
+        gmacs, rel=3e-3
+    )
 
 
 def test_grids_up_to_the_trained_one_are_served() -> None:
-    config = NAMED_CONFIGS["DiMR-XL/2R"]
+    config = NAMED_DIMR_CONFIGS["DiMR-XL/2R"]
     check_size(16, 16, config)
     check_size(8, 12, config)
     with pytest.raises(ValueError, match=r"1x1 to 16x16 .*256x256 pixels"):
@@ -49,13 +51,13 @@ def test_grids_up_to_the_trained_one_are_served() -> None:
 
 
 def xl() -> dict[str, Any]:
-    return NAMED_CONFIGS["DiMR-XL/2R"].to_dict()
+    return NAMED_DIMR_CONFIGS["DiMR-XL/2R"].to_dict()
 
 
 def test_configs_survive_their_file_and_releases_name_them() -> None:
-    for config in NAMED_CONFIGS.values():
+    for config in NAMED_DIMR_CONFIGS.values():
         assert DiMRConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert {release.config_name for release in RELEASES} <= set(NAMED_CONFIGS)
+    assert {release.config_name for release in RELEASES} <= set(NAMED_DIMR_CONFIGS)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fit_models.diffusion.power_cosine import power_cosine_scale
 from fit_models.diffusion.snr_weight import min_snr_weight
 from fit_models.networks.mdt import MDT
 from fit_models.networks.mdt_config import (
-    NAMED_CONFIGS,
+    NAMED_MDT_CONFIGS,
     RELEASES,
     MDTConfig,
     check_size,
@@ -161,7 +161,7 @@ def test_bfloat16_is_the_same_network_more_coarsely() -> None:
 )
 def test_named_sizes_are_the_papers(name: str, count: int, keys: int) -> None:
     with torch.device("meta"):
-        network = MDT(NAMED_CONFIGS[name])
+        network = MDT(NAMED_MDT_CONFIGS[name])
     assert sum(p.numel() for p in network.parameters()) == count
     state = network.state_dict()
     assert len(state) + sum(key.endswith("bias_table") for key in state) == keys  # and an index
@@ -176,7 +176,7 @@ def test_another_grids_index_is_refused() -> None:
 
 
 def test_only_the_trained_grid_is_served() -> None:
-    config = NAMED_CONFIGS["MDTv2-XL/2"]
+    config = NAMED_MDT_CONFIGS["MDTv2-XL/2"]
     check_size(16, 16, config)
     with pytest.raises(ValueError, match=r"16x16 alone .*256x256 pixels"):
         check_size(16, 24, config)
@@ -198,10 +198,10 @@ def test_only_the_trained_grid_is_served() -> None:
 )
 def test_bad_values_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MDTConfig.from_dict(NAMED_CONFIGS["MDTv2-XL/2"].to_dict() | changes)
+        MDTConfig.from_dict(NAMED_MDT_CONFIGS["MDTv2-XL/2"].to_dict() | changes)
 
 
 def test_configs_survive_their_file_and_releases_name_them() -> None:
-    for config in NAMED_CONFIGS.values():
+    for config in NAMED_MDT_CONFIGS.values():
         assert MDTConfig.from_dict(config.to_dict()) == config
-    assert {release.config_name for release in RELEASES} <= set(NAMED_CONFIGS)
+    assert {release.config_name for release in RELEASES} <= set(NAMED_MDT_CONFIGS)
