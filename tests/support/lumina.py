@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fit_models.captions import CaptionStates, pack_captions
 from fit_models.diffusion.guidance import guide
 from fit_models.diffusion.loss import sequence_mean_square
 from fit_models.diffusion.runge_kutta import integrate_dopri5, integrate_fixed
@@ -159,3 +160,10 @@ def random_tokens(grids: Sequence[tuple[int, int]], config: LuminaConfig) -> lis
         torch.randn(rows * columns, config.token_channels, generator=generator)
         for rows, columns in grids
     ]
+
+
+def captions_of(network: Any, case: Case) -> CaptionStates:
+    """The recorded captions, packed and computed once."""
+    return network.caption_states(
+        *pack_captions(case.inputs["cap_feats"], case.inputs["cap_mask"])
+    )
