@@ -164,6 +164,4 @@ def random_tokens(grids: Sequence[tuple[int, int]], config: LuminaConfig) -> lis
 
 def captions_of(network: Any, case: Case) -> CaptionStates:
     """The recorded captions, packed and computed once."""
-    return network.caption_states(
-        *pack_captions(case.inputs["cap_feats"], case.inputs["cap_mask"])
-    )
+    return network.caption_states(*pack_captions(case.inputs["cap_feats"], case.inputs["cap_mask"]))

@@ -60,6 +60,19 @@ def shifted_times(num_points: int, shift: float = 1.0) -> Tensor:
     return t / (t + shift - shift * t)
 
 
+def shifted_training_times(time_S: Tensor, factor: float) -> Tensor:
+    """Times of training moved towards the data by a factor above 1, [S]: f t / (1 + (f - 1) t).
+
+    The same bend as of a schedule, but of t and not of sigma, so in the other direction: that is
+    how the original's `shift_f` reads with its t.
+
+    Raises:
+        ValueError: no such shift.
+    """
+    check_shift(factor)
+    return factor * time_S / (1.0 + (factor - 1.0) * time_S)
+
+
 def from_strength(schedule: Sequence[float], strength: float) -> tuple[float, ...]:
     """The rest of a schedule of n points that begins at an image, not at noise.
 

@@ -179,9 +179,7 @@ class LuminaFinalLayer(nn.Module):
 
 def adaln(config: LuminaConfig, vectors: int) -> nn.Sequential:
     """The projection of the condition to some vectors of width D."""
-    return nn.Sequential(
-        nn.SiLU(), nn.Linear(config.condition_size, vectors * config.hidden_size)
-    )
+    return nn.Sequential(nn.SiLU(), nn.Linear(config.condition_size, vectors * config.hidden_size))
 
 
 def folded(scale_SD: Tensor, weight_D: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ class LuminaT2I(nn.Module):
 
         Args:
             tokens_TK: noisy latent tokens of all sequences, end to end, without line ends.
-            layout: where each sequence lies, with its grids and `lumina_t2i_config.position_tables`.
+            layout: where each sequence lies, with its grids, and with
+                `lumina_t2i_config.position_tables`.
             timestep_S: t per sequence: 0 is noise, 1 is data.
             captions: one per sequence, in order; for guidance the other branch has that of the
                 negative prompt.

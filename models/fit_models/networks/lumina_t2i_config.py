@@ -96,7 +96,9 @@ NAMED_LUMINA_T2I_CONFIGS: dict[str, LuminaT2IConfig] = {
 RELEASES = (
     Release(
         name="Lumina-T2I",
-        files=("consolidated_ema.00-of-01.pth",),  # by the authors' scheme; the listing was not seen
+        files=(
+            "consolidated_ema.00-of-01.pth",
+        ),  # by the authors' scheme; the listing was not seen
         size_bytes=None,  # 5,046,643,744 values: about 20.2 GB in fp32
         licence="not confirmed; the code is MIT, the text encoder (LLaMA2) has terms of its own",
         source="huggingface.co/Alpha-VLLM/Lumina-T2I",

@@ -48,7 +48,9 @@ def caption_states(
         raise ValueError(f"{len(features_YC)} caption tokens for lengths {list(lengths)}")
     means = [part.float().mean(0) for part in features_YC.split(list(lengths))]
     pooled_SM = embedder(torch.stack(means).to(features_YC.dtype))
-    keys, values = zip(*(block.caption_keys(features_YC) for block in blocks_of(layers)), strict=True)
+    keys, values = zip(
+        *(block.caption_keys(features_YC) for block in blocks_of(layers)), strict=True
+    )
     return CaptionStates(pooled_SM, keys, values, tuple(lengths))
 
 

@@ -12,7 +12,7 @@ from fit_models.diffusion.discrete import discrete_path
 from fit_models.diffusion.discrete_loss import discrete_inputs, discrete_loss
 from fit_models.diffusion.discrete_sampler import DiscreteEvaluation, ddpm, scaled_noise
 from fit_models.diffusion.sampler import sde_euler
-from fit_models.diffusion.shifted_flow import shifted_sigmas, ALONG
+from fit_models.diffusion.shifted_flow import ALONG, shifted_sigmas
 from fit_models.networks.flag_dit import FlagDiT
 from fit_models.networks.flag_dit_config import (
     NAMED_FLAG_DIT_CONFIGS,
@@ -242,5 +242,5 @@ def test_a_config_survives_its_file_and_refuses_nonsense() -> None:
 def test_only_the_trained_grid_can_be_drawn() -> None:
     config = NAMED_FLAG_DIT_CONFIGS["Flag-DiT-600M"]
     check_size(16, 16, config)
-    with pytest.raises(ValueError, match="16x20 tokens cannot be drawn; .* 16x16 alone"):
+    with pytest.raises(ValueError, match=r"16x20 tokens cannot be drawn; .* 16x16 alone"):
         check_size(16, 20, config)

@@ -158,9 +158,7 @@ def test_loss_and_gradients_equal_the_original(name: str) -> None:
 def test_positions_equal_the_original(name: str) -> None:
     case = FAMILY.case(name)
     p = case.params
-    config = LuminaNextConfig(
-        hidden_size=p["head_dim"], depth=1, num_heads=1, caption_channels=1
-    )
+    config = LuminaNextConfig(hidden_size=p["head_dim"], depth=1, num_heads=1, caption_channels=1)
     scaling = time_aware_scaling(p["scale_factor"], p["scale_watershed"], p["timestep"])
     cos, sin = position_tables(128, 128, config, scaling)
     rows = torch.tensor([row * 128 + column for row, column in p["positions"]])
@@ -180,9 +178,7 @@ def test_a_sequence_notices_neither_its_neighbours_nor_who_computed_its_caption(
     network = network_of(case).requires_grad_(False)
     packed = captions_of(network, case)
     features, lengths = pack_captions(case.inputs["cap_feats"], case.inputs["cap_mask"])
-    apart = [
-        network.caption_states(part, [len(part)]) for part in features.split(list(lengths))
-    ]
+    apart = [network.caption_states(part, [len(part)]) for part in features.split(list(lengths))]
     grids, order = [(4, 4), (2, 7), (5, 1), (5, 1), (3, 3)], [0, 1, 1, 2, 3]
     tokens = random_tokens(grids, network.config)
     tables = partial(position_tables, config=network.config)

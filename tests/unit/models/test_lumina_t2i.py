@@ -166,5 +166,5 @@ def test_a_config_survives_its_file_and_refuses_nonsense() -> None:
 def test_sizes_end_with_the_rotary_table() -> None:
     config = NAMED_LUMINA_T2I_CONFIGS["Lumina-T2I-5B"]
     check_size(199, 200, config)
-    with pytest.raises(ValueError, match="40200 tokens with its line ends; .* for 40000"):
+    with pytest.raises(ValueError, match=r"40200 tokens with its line ends; .* for 40000"):
         check_size(200, 200, config)

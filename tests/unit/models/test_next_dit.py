@@ -47,9 +47,7 @@ COUNTED = {
 
 
 def network_of(case: Case) -> NextDiT:
-    config = NextDiTConfig(
-        **shape_of_official(case.config), num_classes=case.config["num_classes"]
-    )
+    config = NextDiTConfig(**shape_of_official(case.config), num_classes=case.config["num_classes"])
     return loaded(FAMILY, case, NextDiT(config))
 
 
@@ -195,5 +193,5 @@ def test_a_config_survives_its_file_and_refuses_nonsense() -> None:
 def test_sizes_end_with_the_rotary_table() -> None:
     config = NAMED_NEXT_DIT_CONFIGS["Next-DiT-600M"]
     check_size(384, 1, config)
-    with pytest.raises(ValueError, match="385x1 tokens has no positions; .* in 1..384 tokens"):
+    with pytest.raises(ValueError, match=r"385x1 tokens has no positions; .* in 1..384 tokens"):
         check_size(385, 1, config)
