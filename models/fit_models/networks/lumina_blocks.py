@@ -2,7 +2,8 @@
 
 Flag-DiT's has a norm, a shift and a scale in front of each half, and a bare gate behind it.
 Next-DiT's has a norm on both sides, no shift, and the tanh of a gate; it comes under two sets of
-names. Weights of norms are folded into the modulation rows, so they cost nothing for each token.
+names. Weights of norms are folded into the modulation rows, so they cost nothing for each token;
+rows are fp32 then whatever the dtype of the tokens.
 Sources: Lumina-T2X (arXiv:2405.05945, §2.2), Lumina-Next (arXiv:2406.18583, §2.1).
 
 Dimension key: T packed tokens, S sequences, D width, M width of the condition, Y packed caption
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fit_kernels import gated_residual_layer_norm_modulate
 from fit_models.captions import CaptionStates
 from fit_models.layers import linear_at
 from fit_models.networks.fitv2 import Modulation
@@ -88,7 +88,7 @@ class FlagBlock(LuminaBlock):
         x_TD: Tensor,
         normed_TD: Tensor,
         rows_S6D: Tensor,
-        after: NormRows,
+        following: NormRows,
         row_T: Tensor,
         around: Surroundings,
         captions: CaptionKeys | None,
@@ -99,22 +99,19 @@ class FlagBlock(LuminaBlock):
             x_TD: the residual stream.
             normed_TD: the stream as this block's first norm leaves it.
             rows_S6D: of `rows`.
-            after: the norm of what follows.
+            following: the norm of what follows.
             row_T: each token's row.
             around: where sequences and captions lie.
             captions: this block's keys and values, or None.
 
         Returns:
-            the stream, and the stream as `after` leaves it, each [T, D].
+            the stream, and the stream as `following` leaves it, each [T, D].
         """
         _, _, gate1, shift2, scale2, gate2 = rows_S6D.chunk(6, dim=-1)
         y_TD = self.attention(normed_TD, around, captions)
-        x_TD, normed_TD = gated_residual_layer_norm_modulate(
-            x_TD, y_TD, gate1, shift2, scale2, row_T, self.eps, "rms"
-        )
-        return gated_residual_layer_norm_modulate(
-            x_TD, self.feed_forward(normed_TD), gate2, after.shift, after.scale, row_T, *after[2:]
-        )
+        middle = NormRows(shift2, scale2, self.eps, "rms")
+        x_TD, normed_TD = middle.after(x_TD, y_TD, gate1, row_T)
+        return following.after(x_TD, self.feed_forward(normed_TD), gate2, row_T)
 
 
 class SandwichBlock(LuminaBlock):
@@ -132,7 +129,7 @@ class SandwichBlock(LuminaBlock):
         scale1, gate1, scale2, gate2 = self.projected(condition_SM)
         scale1 = scale1 if before1 is None else folded(scale1, before1)
         scale2 = scale2 if before2 is None else folded(scale2, before2)
-        return torch.cat((scale1, gate1.tanh() * after1, scale2, gate2.tanh() * after2), dim=-1)
+        return torch.cat((scale1, _scaled(gate1, after1), scale2, _scaled(gate2, after2)), dim=-1)
 
     def norm_rows(self, rows: Tensor) -> NormRows:
         """The norm in front of it."""
@@ -143,7 +140,7 @@ class SandwichBlock(LuminaBlock):
         x_TD: Tensor,
         normed_TD: Tensor,
         rows_S4D: Tensor,
-        after: NormRows,
+        following: NormRows,
         row_T: Tensor,
         around: Surroundings,
         captions: CaptionKeys | None,
@@ -152,13 +149,10 @@ class SandwichBlock(LuminaBlock):
         _, gate1, scale2, gate2 = rows_S4D.chunk(4, dim=-1)
         width = (x_TD.shape[-1],)
         y_TD = F.rms_norm(self.attention(normed_TD, around, captions), width, eps=self.eps)
-        x_TD, normed_TD = gated_residual_layer_norm_modulate(
-            x_TD, y_TD, gate1, None, scale2, row_T, self.eps, "rms"
-        )
+        middle = NormRows(None, scale2, self.eps, "rms")
+        x_TD, normed_TD = middle.after(x_TD, y_TD, gate1, row_T)
         y_TD = F.rms_norm(self.feed_forward(normed_TD), width, eps=self.eps)
-        return gated_residual_layer_norm_modulate(
-            x_TD, y_TD, gate2, after.shift, after.scale, row_T, *after[2:]
-        )
+        return following.after(x_TD, y_TD, gate2, row_T)
 
 
 class ImageNetSandwichBlock(SandwichBlock):
@@ -189,6 +183,10 @@ class TextSandwichBlock(SandwichBlock):
         norms = (self.attention_norm1, self.attention_norm2, self.ffn_norm1, self.ffn_norm2)
         before1, after1, before2, after2 = (norm.weight for norm in norms)
         return before1, after1, before2, after2
+
+
+def _scaled(gate_SD: Tensor, weight_D: Tensor) -> Tensor:
+    return gate_SD.tanh() * weight_D.to(torch.promote_types(weight_D.dtype, torch.float32))
 
 
 def blocks_of(layers: nn.ModuleList) -> Iterator[FlagBlock | SandwichBlock]:

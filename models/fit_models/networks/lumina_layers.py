@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fit_kernels import layer_norm_modulate, qk_norm_rope, swiglu
+from fit_kernels import (
+    gated_residual_layer_norm_modulate,
+    layer_norm_modulate,
+    qk_norm_rope,
+    swiglu,
+)
 from fit_models.cross_attention import cross_attend
 from fit_models.layers import attend, linear_at
 from fit_models.networks.lumina_config import LuminaConfig
@@ -43,8 +48,21 @@ class NormRows(NamedTuple):
     norm: str
 
     def of(self, x_TD: Tensor, row_T: Tensor) -> Tensor:
-        """[T, D] -> [T, D]."""
-        return layer_norm_modulate(x_TD, self.shift, self.scale, row_T, self.eps, self.norm)
+        """[T, D] -> [T, D], in the dtype of the tokens."""
+        normed_TD = layer_norm_modulate(x_TD, self.shift, self.scale, row_T, self.eps, self.norm)
+        return normed_TD.to(x_TD.dtype)
+
+    def after(
+        self, x_TD: Tensor, y_TD: Tensor, gate_SD: Tensor, row_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The stream with a gated branch added, and normed, each [T, D] in the tokens' dtype.
+
+        Rows may be wider than tokens; where the operator then widens, its results are narrowed.
+        """
+        sum_TD, normed_TD = gated_residual_layer_norm_modulate(
+            x_TD, y_TD, gate_SD, self.shift, self.scale, row_T, self.eps, self.norm
+        )
+        return sum_TD.to(x_TD.dtype), normed_TD.to(x_TD.dtype)
 
 
 @dataclass(frozen=True)
@@ -183,5 +201,10 @@ def adaln(config: LuminaConfig, vectors: int) -> nn.Sequential:
 
 
 def folded(scale_SD: Tensor, weight_D: Tensor) -> Tensor:
-    """Scale rows that also multiply by a norm's weight: w (1 + scale) - 1."""
-    return torch.addcmul(weight_D - 1.0, weight_D, scale_SD)
+    """Scale rows that also multiply by a norm's weight: w (1 + scale) - 1, fp32 or wider.
+
+    In half precision a small w would drown in the 1 it is taken from.
+    """
+    wide = torch.promote_types(weight_D.dtype, torch.float32)
+    weight_D = weight_D.to(wide)
+    return torch.addcmul(weight_D - 1.0, weight_D, scale_SD.to(wide))

@@ -91,14 +91,31 @@ NAMED_LUMINA_NEXT_CONFIGS: dict[str, LuminaNextConfig] = {
 
 _BYTES = 6_510_000_000  # as the hub rounds it: 1,627,386,400 fp32 values
 
-RELEASES = tuple(
+_ENCODER_TERMS = "Apache-2.0; the text encoder (Gemma) has terms of its own"
+
+RELEASES = (
     Release(
-        name=name,
+        name="Lumina-Next-T2I",
         files=("consolidated_ema.00-of-01.safetensors",),
         size_bytes=_BYTES,
-        licence="Apache-2.0; the text encoder (Gemma) has terms of its own",
-        source=f"huggingface.co/Alpha-VLLM/{name}",
+        licence=_ENCODER_TERMS,
+        source="huggingface.co/Alpha-VLLM/Lumina-Next-T2I",
         config_name="Lumina-Next-2B",
-    )
-    for name in ("Lumina-Next-T2I", "Lumina-Next-SFT")
+    ),
+    Release(
+        name="Lumina-Next-SFT",
+        files=("consolidated_ema.00-of-01.safetensors",),
+        size_bytes=_BYTES,
+        licence=_ENCODER_TERMS,
+        source="huggingface.co/Alpha-VLLM/Lumina-Next-SFT",
+        config_name="Lumina-Next-2B",
+    ),
+    Release(
+        name="Lumina-Next-SFT-diffusers",
+        files=("transformer",),  # names of diffusers' own: `lumina_next_diffusers` leads back
+        size_bytes=None,
+        licence=_ENCODER_TERMS,
+        source="huggingface.co/Alpha-VLLM/Lumina-Next-SFT-diffusers",
+        config_name="Lumina-Next-2B",
+    ),
 )

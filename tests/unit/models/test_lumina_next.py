@@ -203,6 +203,24 @@ def test_rows_and_captions_made_beforehand_give_the_same() -> None:
     assert torch.equal(out, network(tokens, layout, case.inputs["t"], captions))
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.01])
+def test_half_precision_stays_near_even_where_norms_have_small_weights(weight: float) -> None:
+    """Of a row w (1 + scale) - 1 in bf16 nothing would be left at w = 0.01 but rounding."""
+    case = FAMILY.case("forward_8x8")
+    network = network_of(case).requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        if name.endswith("_norm1.weight"):
+            parameter.mul_(weight)
+    x, t = case.inputs["x"], case.inputs["t"]
+    features, lengths = pack_captions(case.inputs["cap_feats"], case.inputs["cap_mask"])
+    exact = predict(network, network.caption_states(features, lengths), x, t)
+    half = network.to(torch.bfloat16)
+    captions = half.caption_states(features.bfloat16(), lengths)
+    out = predict(half, captions, x.bfloat16(), t)
+    assert out.dtype == torch.bfloat16
+    assert float((out.float() - exact).std() / exact.std()) < 0.02
+
+
 def test_captions_that_do_not_fit_are_refused() -> None:
     case = FAMILY.case("forward_6x10")
     network = network_of(case).requires_grad_(False)
