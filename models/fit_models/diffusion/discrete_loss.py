@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fit_models.diffusion.discrete import trained_path
+from fit_models.diffusion.discrete import TRAINED_STEPS, trained_path
 
 _HALF_LEVEL = 1.0 / 255.0  # half of the distance of 256 levels in [-1, 1]
 _EDGE = 0.999  # values beyond it belong to the first and the last level
@@ -35,6 +35,11 @@ class DiscreteLoss:
     def total(self) -> Tensor:
         """What training lowers, [S]."""
         return self.mean_square + self.bound
+
+
+def uniform_timesteps(num_sequences: int, generator: torch.Generator) -> Tensor:
+    """Trained timesteps, int64 [S], one per sequence, each as likely as any other."""
+    return torch.randint(TRAINED_STEPS, (num_sequences,), generator=generator)
 
 
 def discrete_inputs(data_TK: Tensor, noise_TK: Tensor, timestep_T: Tensor) -> Tensor:
