@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fit_kernels import linear_fixed_tiles
 from fit_kernels.attention import chosen_attention
 from fit_kernels.backend import current_backend
-from fit_models.families import Network
+from fit_models.families import Network, placement
 from fit_models.joined import join_projections
 
 
@@ -63,6 +63,6 @@ def fixed_tiles_obstacle(network: Network) -> str | None:
     """
     if (backend := current_backend()) != "fused":
         return f"operators are {backend}; they must be fused"
-    weight = network.x_embedder.proj.weight
-    attention = chosen_attention(weight.dtype, weight.device, network.config.head_dim)
+    device, dtype = placement(network)
+    attention = chosen_attention(dtype, device, network.config.head_dim)
     return None if attention == "fused" else f"attention is {attention}; it must be fused"

@@ -26,16 +26,16 @@ from fit_models.adapter_merge import merge_adapters
 from fit_models.autoencoder import Autoencoder
 from fit_models.checkpoint import load_weights, save_weights
 from fit_models.device import resolve_device, resolve_dtype
-from fit_models.diffusion.discrete_sampler import DISCRETE_SAMPLERS
 from fit_models.diffusion.guidance import Guidance
-from fit_models.diffusion.sampler import SAMPLERS
 from fit_models.diffusion.step_cache import GENERIC_PROFILE, PredictionProfile
 from fit_models.families import (
+    ALL_SAMPLERS,
     Network,
     NetworkConfig,
     empty_network,
     family_named,
     family_of,
+    placement,
     samplers_of,
 )
 from fit_models.networks.fitv2 import FiTv2
@@ -63,9 +63,10 @@ class SamplingDefaults:
     sampler: str = "euler"
 
     def __post_init__(self) -> None:
-        known = (*SAMPLERS, *DISCRETE_SAMPLERS)
-        if self.sampler not in known:
-            raise ValueError(f"sampler {self.sampler!r} is unknown; known: {', '.join(known)}")
+        if self.sampler not in ALL_SAMPLERS:
+            raise ValueError(
+                f"sampler {self.sampler!r} is unknown; known: {', '.join(ALL_SAMPLERS)}"
+            )
         if self.num_inference_steps < 1:
             raise ValueError(
                 f"num_inference_steps is {self.num_inference_steps}; it must be at least 1"
@@ -106,12 +107,12 @@ class Bundle:
     @property
     def device(self) -> torch.device:
         """Where the network's weights are."""
-        return self.network.x_embedder.proj.weight.device
+        return placement(self.network)[0]
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network's weights are."""
-        return self.network.x_embedder.proj.weight.dtype
+        return placement(self.network)[1]
 
     @property
     def pixels_per_token(self) -> int:
@@ -202,7 +203,7 @@ def read_network_config(folder: Path) -> NetworkConfig:
         ValueError: `transformer/config.json` is missing or is not that of a network we know.
     """
     values = _read_json(folder / "transformer" / "config.json")
-    return family_named(values.get("_class_name")).config_of(values)
+    return family_named(values.get("_class_name")).config.from_dict(values)
 
 
 def save_bundle(

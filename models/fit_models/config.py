@@ -101,11 +101,6 @@ class ModelConfig:
         return self.token_channels
 
     @property
-    def prediction(self) -> str:
-        """What the network returns."""
-        return "velocity"
-
-    @property
     def guided_token_channels(self) -> int:
         """Leading values of a token that guidance changes (channels are slowest in a token)."""
         return self.guided_channels * self.patch_size**2

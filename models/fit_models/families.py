@@ -17,17 +17,54 @@ from torch import Tensor
 
 from fit_models.config import NAMED_CONFIGS, ModelConfig
 from fit_models.diffusion.discrete_sampler import DISCRETE_SAMPLERS, make_discrete_trajectory
-from fit_models.diffusion.sampler import SAMPLERS, Trajectory, make_trajectory
-from fit_models.networks import dit_config, fitv1_config
+from fit_models.diffusion.dpm_solver import dpm_solver_2m, dpm_solver_single
+from fit_models.diffusion.guidance import Guidance
+from fit_models.diffusion.power_cosine import power_cosine_scale
+from fit_models.diffusion.sampler import SAMPLERS, Evaluation, Trajectory, make_trajectory
+from fit_models.diffusion.vp_schedule import scaled_linear_schedule
+from fit_models.networks import (
+    diffit_config,
+    dimr_config,
+    dit_config,
+    fitv1_config,
+    flag_dit_config,
+    mdt_config,
+    next_dit_config,
+)
+from fit_models.networks.diffit import DiffiT
+from fit_models.networks.diffit_config import NAMED_DIFFIT_CONFIGS, DiffiTConfig
+from fit_models.networks.dimr import DiMR
+from fit_models.networks.dimr_config import NAMED_DIMR_CONFIGS, DiMRConfig
 from fit_models.networks.dit import DiT
 from fit_models.networks.dit_config import NAMED_DIT_CONFIGS, DiTConfig
 from fit_models.networks.fitv1 import FiTv1
 from fit_models.networks.fitv1_config import NAMED_FITV1_CONFIGS, FiTv1Config
 from fit_models.networks.fitv2 import FiTv2
+from fit_models.networks.flag_dit import FlagDiT
+from fit_models.networks.flag_dit_config import NAMED_FLAG_DIT_CONFIGS, FlagDiTConfig
+from fit_models.networks.mdt import MDT
+from fit_models.networks.mdt_config import NAMED_MDT_CONFIGS, MDTConfig
+from fit_models.networks.next_dit import NextDiT
+from fit_models.networks.next_dit_config import NAMED_NEXT_DIT_CONFIGS, NextDiTConfig
 from fit_models.rope import rope_table
 
-Network = FiTv2 | FiTv1 | DiT
-NetworkConfig = ModelConfig | FiTv1Config | DiTConfig
+Network = FiTv2 | FiTv1 | DiT | MDT | DiffiT | DiMR | FlagDiT | NextDiT
+NetworkConfig = (
+    ModelConfig
+    | FiTv1Config
+    | DiTConfig
+    | MDTConfig
+    | DiffiTConfig
+    | DiMRConfig
+    | FlagDiTConfig
+    | NextDiTConfig
+)
+VELOCITY, NOISE = "velocity", "noise"
+SOLVERS: dict[str, Callable[[int], Trajectory]] = {
+    "dpm-solver": lambda steps: dpm_solver_single(steps, scaled_linear_schedule()),
+    "dpm-solver-2m": lambda steps: dpm_solver_2m(steps, scaled_linear_schedule()),
+}
+ALL_SAMPLERS = (*SAMPLERS, *DISCRETE_SAMPLERS, *SOLVERS)
 
 
 @dataclass(frozen=True)
@@ -37,20 +74,26 @@ class Family:
     Attributes:
         name: `_class_name` in a bundle's `transformer/config.json`.
         network: makes one from a config.
-        config_of: reads a config from plain values; raises `ValueError`.
+        config: of its networks, a dataclass.
         named_configs: sizes that have a name.
         position_tables: (rows, columns, config) to the tables [N, A] and [N, B] of a grid.
         trained_side: tokens an axis that most of its training had.
         check_size: (rows, columns, config); raises `ValueError` for a grid it cannot do.
+        prediction: what a network returns, `VELOCITY` or `NOISE`.
+        samplers: update rules its training allows, the plainest first.
+        guidance_power: of the power-cosine course its published guidance has; 0 is constant.
     """
 
     name: str
     network: Callable[[Any], Network]
-    config_of: Callable[[dict[str, Any]], NetworkConfig]
+    config: type[Any]
     named_configs: Mapping[str, NetworkConfig]
     position_tables: Callable[[int, int, Any], tuple[Tensor, Tensor]]
     trained_side: Callable[[Any], int]
     check_size: Callable[[int, int, Any], None]
+    prediction: Callable[[Any], str] = lambda config: config.prediction
+    samplers: tuple[str, ...] = ()
+    guidance_power: Callable[[Any], float] = lambda _config: 0.0
 
 
 def _fitv2_positions(rows: int, columns: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -61,44 +104,100 @@ def _any_size(rows: int, columns: int, config: ModelConfig) -> None:
     """FiTv2 takes every grid there is."""
 
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        Family(
-            name="FiTv2",
-            network=FiTv2,
-            config_of=ModelConfig.from_dict,
-            named_configs=NAMED_CONFIGS,
-            position_tables=_fitv2_positions,
-            trained_side=lambda config: config.rope.ori_max_pe_len,
-            check_size=_any_size,
-        ),
-        Family(
-            name="FiTv1",
-            network=FiTv1,
-            config_of=FiTv1Config.from_dict,
-            named_configs=NAMED_FITV1_CONFIGS,
-            position_tables=fitv1_config.position_tables,
-            trained_side=lambda config: config.rope.ori_max_pe_len,
-            check_size=fitv1_config.check_size,
-        ),
-        Family(
-            name="DiT",
-            network=DiT,
-            config_of=DiTConfig.from_dict,
-            named_configs=NAMED_DIT_CONFIGS,
-            position_tables=dit_config.position_tables,
-            trained_side=lambda config: config.trained_grid,
-            check_size=dit_config.check_size,
-        ),
-    )
-}
-_OF_CONFIG: dict[type, str] = {ModelConfig: "FiTv2", FiTv1Config: "FiTv1", DiTConfig: "DiT"}
+def _always(prediction: str) -> Callable[[Any], str]:
+    return lambda _config: prediction
+
+
+_FAMILIES = (
+    Family(
+        name="FiTv2",
+        network=FiTv2,
+        config=ModelConfig,
+        named_configs=NAMED_CONFIGS,
+        position_tables=_fitv2_positions,
+        trained_side=lambda config: config.rope.ori_max_pe_len,
+        check_size=_any_size,
+        prediction=_always(VELOCITY),
+    ),
+    Family(
+        name="FiTv1",
+        network=FiTv1,
+        config=FiTv1Config,
+        named_configs=NAMED_FITV1_CONFIGS,
+        position_tables=fitv1_config.position_tables,
+        trained_side=lambda config: config.rope.ori_max_pe_len,
+        check_size=fitv1_config.check_size,
+        prediction=_always(NOISE),
+    ),
+    Family(
+        name="DiT",
+        network=DiT,
+        config=DiTConfig,
+        named_configs=NAMED_DIT_CONFIGS,
+        position_tables=dit_config.position_tables,
+        trained_side=lambda config: config.trained_grid,
+        check_size=dit_config.check_size,
+    ),
+    Family(
+        name="MDT",
+        network=MDT,
+        config=MDTConfig,
+        named_configs=NAMED_MDT_CONFIGS,
+        position_tables=mdt_config.position_tables,
+        trained_side=lambda config: config.side,
+        check_size=mdt_config.check_size,
+        prediction=_always(NOISE),
+        guidance_power=lambda _config: mdt_config.GUIDANCE_POWER,
+    ),
+    Family(
+        name="DiffiT",
+        network=DiffiT,
+        config=DiffiTConfig,
+        named_configs=NAMED_DIFFIT_CONFIGS,
+        position_tables=diffit_config.position_tables,
+        trained_side=lambda config: config.side,
+        check_size=diffit_config.check_size,
+        prediction=_always(NOISE),
+        guidance_power=lambda config: config.guidance_power,
+    ),
+    Family(
+        name="DiMR",
+        network=DiMR,
+        config=DiMRConfig,
+        named_configs=NAMED_DIMR_CONFIGS,
+        position_tables=dimr_config.position_tables,
+        trained_side=lambda config: config.side,
+        check_size=dimr_config.check_size,
+        prediction=_always(NOISE),
+        samplers=tuple(SOLVERS),
+    ),
+    Family(
+        name="FlagDiT",
+        network=FlagDiT,
+        config=FlagDiTConfig,
+        named_configs=NAMED_FLAG_DIT_CONFIGS,
+        position_tables=flag_dit_config.position_tables,
+        trained_side=lambda config: config.trained_side,
+        check_size=flag_dit_config.check_size,
+    ),
+    Family(
+        name="NextDiT",
+        network=NextDiT,
+        config=NextDiTConfig,
+        named_configs=NAMED_NEXT_DIT_CONFIGS,
+        position_tables=next_dit_config.position_tables,
+        trained_side=lambda _config: 16,  # latents of 32x32 in every release
+        check_size=next_dit_config.check_size,
+        prediction=_always(VELOCITY),
+    ),
+)
+FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
+_OF_CONFIG: dict[type, Family] = {family.config: family for family in _FAMILIES}
 
 
 def family_of(config: NetworkConfig) -> Family:
     """The family that a config is of."""
-    return FAMILIES[_OF_CONFIG[type(config)]]
+    return _OF_CONFIG[type(config)]
 
 
 def family_named(name: object) -> Family:
@@ -120,6 +219,12 @@ def empty_network(config: NetworkConfig) -> Network:
         return family_of(config).network(config)
 
 
+def placement(network: Network) -> tuple[torch.device, torch.dtype]:
+    """Where a network's weights are, and what they are."""
+    weight = next(p for p in network.parameters() if p.is_floating_point())
+    return weight.device, weight.dtype
+
+
 def position_tables(rows: int, columns: int, config: NetworkConfig) -> tuple[Tensor, Tensor]:
     """What a token's position means to a network: [N, A] and [N, B], N row-major."""
     return family_of(config).position_tables(rows, columns, config)
@@ -132,9 +237,15 @@ def position_widths(config: NetworkConfig) -> tuple[int, int]:
     return first.shape[1], second.shape[1]
 
 
+def prediction_of(config: NetworkConfig) -> str:
+    """What a network returns, `VELOCITY` or `NOISE`."""
+    return family_of(config).prediction(config)
+
+
 def samplers_of(config: NetworkConfig) -> tuple[str, ...]:
-    """Update rules that a network's prediction allows, the plainest first."""
-    return tuple(DISCRETE_SAMPLERS if config.prediction == "noise" else SAMPLERS)
+    """Update rules that a network's training allows, the plainest first."""
+    own = family_of(config).samplers
+    return own or tuple(DISCRETE_SAMPLERS if prediction_of(config) == NOISE else SAMPLERS)
 
 
 def trajectory_of(config: NetworkConfig, sampler: str, num_inference_steps: int) -> Trajectory:
@@ -145,12 +256,22 @@ def trajectory_of(config: NetworkConfig, sampler: str, num_inference_steps: int)
     """
     rules = samplers_of(config)
     if sampler not in rules:
-        family = family_of(config).name
         raise ValueError(
-            f"sampler {sampler!r} is not for {family}, which predicts the {config.prediction}; "
-            f"known: {', '.join(rules)}"
+            f"sampler {sampler!r} is not for {family_of(config).name}, which predicts the "
+            f"{prediction_of(config)}; known: {', '.join(rules)}"
         )
-    if config.prediction == "noise":
+    if sampler in SOLVERS:
+        return SOLVERS[sampler](num_inference_steps)
+    if sampler in DISCRETE_SAMPLERS:
         learned = config.output_channels > config.token_channels
         return make_discrete_trajectory(sampler, num_inference_steps, learned)
     return make_trajectory(sampler, num_inference_steps)
+
+
+def guidance_scale_at(config: NetworkConfig, guidance: Guidance, evaluation: Evaluation) -> float:
+    """How strong guidance is at an evaluation; exactly 1.0 where no second branch is needed."""
+    scale = guidance.scale_at(evaluation.sigma)
+    power = family_of(config).guidance_power(config)
+    if scale == 1.0 or not power:
+        return scale
+    return power_cosine_scale(scale, power, evaluation.network_timestep)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fit_models.families import Network
+from fit_models.families import Network, placement
 from fit_models.networks.fitv2 import FiTv2, Modulation
 from fit_models.packing import pack_layout
 
@@ -36,6 +36,11 @@ class ModulationSource(Protocol):
     @property
     def row_values(self) -> int:
         """M: all that a network reads of one (timestep, label)."""
+        ...
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """Of the rows; some networks need more than their weights have."""
         ...
 
     def rows(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
@@ -65,16 +70,23 @@ class ComputedModulation:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        weight = network.x_embedder.proj.weight
-        nothing = torch.zeros(1, 0, device=weight.device)
+        self._device = placement(network)[0]
+        nothing = torch.zeros(1, 0, device=self._device)
         self._layout = pack_layout([1], nothing, nothing, torch.zeros(1, dtype=torch.int64))
         one = self._of(torch.zeros(1), torch.zeros(1, dtype=torch.int64))
-        self._sizes = [part.shape[1] for part in (*one.blocks, one.final)]
+        parts = (*one.blocks, one.final)
+        self._sizes = [part.shape[1] for part in parts]
+        self._dtype = torch.cat(parts, dim=1).dtype
 
     @property
     def row_values(self) -> int:
         """M: all blocks, then the final layer."""
         return sum(self._sizes)
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """What the network computes them in."""
+        return self._dtype
 
     @torch.inference_mode()
     def rows(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
@@ -89,8 +101,9 @@ class ComputedModulation:
 
     @torch.inference_mode()
     def _of(self, timestep_R: Tensor, label_R: Tensor) -> Modulation:
-        device = self._network.x_embedder.proj.weight.device
-        return self._network.modulate(timestep_R.to(device), label_R.to(device), self._layout)
+        return self._network.modulate(
+            timestep_R.to(self._device), label_R.to(self._device), self._layout
+        )
 
 
 class StackedModulation:
@@ -111,6 +124,11 @@ class StackedModulation:
     def row_values(self) -> int:
         """M: six vectors for every block, two for the final layer."""
         return self._depth * self._block_values + 2 * self._network.config.hidden_size
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self._down_weight.dtype
 
     @torch.inference_mode()
     def rows(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fit_models.bundle import Bundle
 from fit_models.diffusion.guidance import Guidance, guide
 from fit_models.diffusion.runge_kutta import FIXED_STEP, integrate_dopri5, integrate_fixed
-from fit_models.families import position_tables
+from fit_models.families import VELOCITY, position_tables, prediction_of
 from fit_models.patches import unpatchify
 from fit_models.positions import layout_of_tables
 
@@ -53,7 +53,7 @@ def sample_offline(
     """
     if sampler not in OFFLINE_SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is unknown; known: {', '.join(OFFLINE_SAMPLERS)}")
-    if bundle.model_config.prediction != "velocity":
+    if prediction_of(bundle.model_config) != VELOCITY:
         raise ValueError(f"sampler {sampler!r} follows a velocity; {bundle.name} predicts noise")
     side = bundle.pixels_per_token
     for name, value in (("height", height), ("width", width)):

@@ -34,7 +34,8 @@ class PackedLayout:
         rope_sin: fp32 [P, E/2].
         rope_row: int64 [T].
         grids: (rows, columns) of each sequence on the host, where it is known; for networks that
-            look at a picture's neighbourhoods or tie weights to a size.
+            look at a picture's neighbourhoods or tie weights to a size. Sequences at the end that
+            have none are padding.
     """
 
     lengths: tuple[int, ...]

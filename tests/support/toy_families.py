@@ -1,55 +1,86 @@
 """A small network of every family, and a bundle around it that is served like a real one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fit_models.bundle import SamplingDefaults
 from fit_models.config import NAMED_CONFIGS
 from fit_models.families import Network, NetworkConfig, family_of, samplers_of
+from fit_models.networks.diffit_config import DiffiTConfig
+from fit_models.networks.dimr_config import DiMRConfig, StageConfig
 from fit_models.networks.dit_config import DiTConfig
 from fit_models.networks.fitv1_config import FiTv1Config
+from fit_models.networks.flag_dit_config import FlagDiTConfig
+from fit_models.networks.mdt_config import MDTConfig
+from fit_models.networks.next_dit_config import NextDiTConfig
 from support.toy_bundle import CLASS_NAMES, make_toy_bundle, open_gates
 
 _CLASSES = len(CLASS_NAMES)
+_GRIDS = ((2, 3), (4, 4), (1, 5), (3, 2))
+_DIT = DiTConfig(hidden_size=48, depth=2, num_heads=2, num_classes=_CLASSES, trained_grid=4)
+_MDT = MDTConfig(
+    hidden_size=48, depth=4, num_heads=2, decode_layer=2, latent_size=8, num_classes=_CLASSES
+)
+_FLAG = FlagDiTConfig(
+    hidden_size=48, depth=2, num_heads=2, num_classes=_CLASSES, trained_side=4, multiple_of=16
+)
 TOY_CONFIGS: dict[str, NetworkConfig] = {
-    "FiTv2": NAMED_CONFIGS["FiTv2-toy/2"],
+    "FiTv2": replace(NAMED_CONFIGS["FiTv2-toy/2"], num_classes=_CLASSES),
     "FiTv1": FiTv1Config(hidden_size=48, depth=2, num_heads=2, num_classes=_CLASSES),
-    "DiT": DiTConfig(hidden_size=48, depth=2, num_heads=2, num_classes=_CLASSES, trained_grid=4),
-    "SiT": DiTConfig(
-        hidden_size=48,
-        depth=2,
-        num_heads=2,
-        num_classes=_CLASSES,
-        trained_grid=4,
-        prediction="velocity",
+    "DiT": _DIT,
+    "SiT": replace(_DIT, prediction="velocity"),
+    "DiT-fixed-variance": replace(_DIT, learned_variance=False, positions="rescaled"),
+    "MDT": _MDT,
+    "MDT-v1": replace(_MDT, version=1),
+    "DiffiT": DiffiTConfig(
+        hidden_size=48, depth=2, num_heads=2, latent_size=8, num_classes=_CLASSES
     ),
-    "DiT-fixed-variance": DiTConfig(
-        hidden_size=48,
-        depth=2,
-        num_heads=2,
+    "DiMR": DiMRConfig(
+        stages=(
+            StageConfig(48, 96, 3, patch_size=2, num_heads=2),
+            StageConfig(24, 48, 2, patch_size=1),
+        ),
+        latent_size=8,
         num_classes=_CLASSES,
-        trained_grid=4,
-        learned_variance=False,
-        positions="rescaled",
+    ),
+    "FlagDiT": _FLAG,
+    "LargeDiT": replace(_FLAG, prediction="noise"),
+    "NextDiT": NextDiTConfig(
+        hidden_size=48, depth=2, num_heads=2, num_classes=_CLASSES, multiple_of=16
     ),
 }
 
 
+def toy_grids(config: NetworkConfig) -> list[tuple[int, int]]:
+    """Some grids that the network can do, unlike ones if it does more than one."""
+    family = family_of(config)
+    side = family.trained_side(config)
+    taken = []
+    for grid in (*_GRIDS, (side, side)):
+        try:
+            family.check_size(*grid, config)
+        except ValueError:
+            continue
+        taken.append(grid)
+    return taken[:4]
+
+
 def toy_network(name: str, seed: int = 0) -> Network:
-    """With every gate open."""
+    """With every gate open and no parameter zero."""
     config = TOY_CONFIGS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = family_of(config).network(config)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.1)
         open_gates(network)
     return network.eval().requires_grad_(False)
 
 
 def make_family_bundle(folder: Path, name: str) -> Path:
     """Write a bundle of a family and return its folder."""
-    config = TOY_CONFIGS[name]
-    if config.num_classes != _CLASSES:
-        return make_toy_bundle(folder)
-    defaults = SamplingDefaults(4, 2.0, sampler=samplers_of(config)[0])
+    defaults = SamplingDefaults(4, 2.0, sampler=samplers_of(TOY_CONFIGS[name])[0])
     return make_toy_bundle(folder, network=toy_network(name), defaults=defaults)

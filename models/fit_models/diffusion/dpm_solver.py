@@ -36,6 +36,11 @@ class SolverEvaluation(Evaluation):
     timestep: float
     data_estimate: tuple[float, float]
 
+    @property
+    def network_timestep(self) -> float:
+        """As it is."""
+        return self.timestep
+
 
 @dataclass(frozen=True)
 class _Level:

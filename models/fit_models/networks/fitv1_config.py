@@ -80,11 +80,6 @@ class FiTv1Config:
         return 2 * self.token_channels if self.learned_variance else self.token_channels
 
     @property
-    def prediction(self) -> str:
-        """What the network returns."""
-        return "noise"
-
-    @property
     def guided_token_channels(self) -> int:
         """Leading values of a token that guidance changes (channels are slowest in a token)."""
         return self.guided_channels * self.patch_size**2

@@ -29,7 +29,7 @@ from fit_models.checkpoint import (
     save_tensors,
     weight_files,
 )
-from fit_models.families import empty_network, samplers_of
+from fit_models.families import empty_network, prediction_of, samplers_of
 from fit_models.released.family_choice import choose_family
 from fit_models.released.report import REPORT, describe_source, describe_tensors, differing
 from fit_models.released.staging import refuse_existing, staged
@@ -100,7 +100,7 @@ def convert_released(
     if defaults.sampler not in known:
         raise ValueError(
             f"sampler {defaults.sampler!r} is not for this network, which predicts the "
-            f"{config.prediction}; known: {', '.join(known)}"
+            f"{prediction_of(config)}; known: {', '.join(known)}"
         )
     check_names(empty_network(config), weights.tensors, source)
     class_names = options.class_names or tuple(f"class {i}" for i in range(config.num_classes))

@@ -202,7 +202,7 @@ def made_pictures(
     if folder is None:
         return make_pictures(assembly, requests)
     # A trained weight tells two states of one model apart.
-    weight = assembly.bundle.network.x_embedder.proj.weight
+    weight = next(assembly.bundle.network.parameters())
     facts = {
         "model": assembly.bundle.name,
         "weights": digest_of([weight.float()]).hex()[:16],

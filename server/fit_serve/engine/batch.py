@@ -111,9 +111,9 @@ def build_batch(
     missing = pad_target(token, buckets) - token
     if missing and not pads_to_longest:
         dummies.append(missing)
-    # Padding is sequences of its own that see only themselves (row 0 and state 0 will do).
+    # Padding is sequences of its own that see only themselves (row 0 and state 0 will do); it
+    # has no grid.
     lengths += dummies
-    grids += [(1, n) for n in dummies]
     padding = sum(dummies)
     rope_rows.append(torch.zeros(padding, dtype=torch.int64))
     source.append(torch.zeros(padding, dtype=torch.int64))

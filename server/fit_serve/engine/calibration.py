@@ -180,14 +180,25 @@ def shapes_for(config: NetworkConfig, device: torch.device) -> list[PackShape]:
     """
     trained = family_of(config).trained_side(config)
     side = max(1, trained // 2) if device.type == "cpu" else trained
+    if not _takes(config, side):
+        side = trained
     totals = _CPU_TOTALS if device.type == "cpu" else _GPU_TOTALS
     curve = (PackShape((side, side), max(1, round(total / side**2))) for total in totals)
     long = (
         PackShape((longer, longer), count)
         for longer in sorted({trained, 2 * trained} - {side})
+        if _takes(config, longer)
         for count in _LONG_COUNTS
     )
     return list(dict.fromkeys((*curve, *long)))
+
+
+def _takes(config: NetworkConfig, side: int) -> bool:
+    try:
+        family_of(config).check_size(side, side, config)
+    except ValueError:
+        return False
+    return True
 
 
 def device_name(device: torch.device) -> str:
@@ -242,7 +253,7 @@ class _Steps:
         length = shape.grid[0] * shape.grid[1]
         cos, sin = self._slab_of(shape.grid)
         rope_row = torch.arange(length).repeat(shape.count)
-        layout = pack_layout([length] * shape.count, cos, sin, rope_row)
+        layout = pack_layout([length] * shape.count, cos, sin, rope_row, [shape.grid] * shape.count)
         rows = self._rows[: min(shape.count, _MODULATION_ROWS)]
         modulation = self._source.split(rows, layout.seq_of_token % rows.shape[0])
         tokens = torch.randn(shape.tokens, config.token_channels, generator=self._generator)

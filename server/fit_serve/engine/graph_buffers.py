@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fit_models.families import Network
+from fit_models.families import Network, placement
 from fit_models.modulation import ModulationSource, joined_rows
 from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
@@ -82,15 +82,21 @@ class GraphBuffers:
         shapes: Collection[GraphShape],
         slab: tuple[Tensor, Tensor],
     ) -> None:
-        weight = network.x_embedder.proj.weight
+        device, dtype = placement(network)
         tokens, sequences = (max(s.tokens for s in shapes), max(s.sequences for s in shapes))
         self._stacked, self._slab = stacked, slab
-        self._tokens = weight.new_zeros(tokens, network.config.token_channels)
-        self._output = weight.new_zeros(tokens, network.config.output_channels)
-        self._rows = weight.new_zeros(sequences, stacked.row_values)
-        self._cu_seqlens = torch.zeros(sequences + 1, dtype=torch.int32, device=weight.device)
+        self._tokens = torch.zeros(
+            tokens, network.config.token_channels, device=device, dtype=dtype
+        )
+        self._output = torch.zeros(
+            tokens, network.config.output_channels, device=device, dtype=dtype
+        )
+        self._rows = torch.zeros(
+            sequences, stacked.row_values, device=device, dtype=stacked.row_dtype
+        )
+        self._cu_seqlens = torch.zeros(sequences + 1, dtype=torch.int32, device=device)
         self._rope_row, self._seq_of_token, self._row_of_token = torch.zeros(
-            3, tokens, dtype=torch.int64, device=weight.device
+            3, tokens, dtype=torch.int64, device=device
         ).unbind()
 
     def step(self, shape: GraphShape) -> StaticStep:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fit_kernels.attention import capture_obstacle
-from fit_models.families import Network
+from fit_models.families import Network, placement
 from fit_models.modulation import ModulationSource
 from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
@@ -160,12 +160,12 @@ class GraphedNetwork:
         return next((graph for graph in graphs if graph.shape.max_length >= longest), "length")
 
     def _obstacle_of_attention(self) -> str | None:
-        weight = self._network.x_embedder.proj.weight
-        return capture_obstacle(weight.dtype, weight.device, self._network.config.head_dim)
+        device, dtype = placement(self._network)
+        return capture_obstacle(dtype, device, self._network.config.head_dim)
 
     def _capture_all(self, shapes: list[GraphShape], slab: tuple[Tensor, Tensor]) -> None:
         """Graphs by total, those of the smallest grid first; `shapes` come the largest first."""
-        capturer = self._make_capturer(self._network.x_embedder.proj.weight.device)
+        capturer = self._make_capturer(placement(self._network)[0])
         buffers = GraphBuffers(self._network, self._stacked, shapes, slab)
         for shape in shapes:
             step = buffers.step(shape)

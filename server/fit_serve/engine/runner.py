@@ -84,7 +84,7 @@ class Runner:
             self._source,
             config.modulation_cache_rows,
             self.device,
-            self.dtype,
+            self._source.row_dtype,
             one_by_one=config.batch_invariant,
         )
         # On a CPU even elementwise loops treat the ends of a tensor differently, so that only

@@ -12,7 +12,7 @@ from fit_models.config import NAMED_CONFIGS
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import Evaluation
 from fit_models.diffusion.step_cache import extrapolation
-from fit_models.families import NetworkConfig, family_of, trajectory_of
+from fit_models.families import NetworkConfig, family_of, guidance_scale_at, trajectory_of
 from fit_serve.engine.reuse_rule import ReuseRule
 from fit_serve.engine.step_cache import StepCache
 from fit_serve.engine.turn import Reuse, Turn
@@ -172,7 +172,7 @@ def plan_sequence(
     family_of(model).check_size(*grid, model)
     trajectory = trajectory_of(model, request.sampler, request.num_inference_steps)
     guidance = Guidance(request.guidance_scale, request.guidance_interval)
-    scales = tuple(guidance.scale_at(e.sigma) for e in trajectory.evaluations)
+    scales = tuple(guidance_scale_at(model, guidance, e) for e in trajectory.evaluations)
     cache = step_cache or StepCache()
     return Sequence(
         request=request,

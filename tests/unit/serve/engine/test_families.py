@@ -1,16 +1,14 @@
 """Every family in the shared batch: as its own loop would have it, whoever is beside it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from fit_models.bundle import Bundle, load_bundle
-from fit_models.families import samplers_of
+from fit_models.families import FAMILIES, VELOCITY, family_of, prediction_of, samplers_of
 from fit_serve.engine.sequence import plan_sequence
 from support.sequences import PIXELS_PER_TOKEN, request_of
 from support.stepping import Visit, by_the_book, together
-from support.toy_families import TOY_CONFIGS, make_family_bundle
+from support.toy_families import TOY_CONFIGS, make_family_bundle, toy_grids
 
 
 @pytest.fixture(scope="module", params=sorted(TOY_CONFIGS))
@@ -21,7 +19,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @torch.inference_mode()
 def test_a_mix_of_everything_is_what_each_would_have_been_alone(bundle: Bundle):
     samplers = samplers_of(bundle.model_config)
-    grids = [(2, 3), (4, 4), (1, 5), (3, 2), (4, 4)]
+    grids = toy_grids(bundle.model_config)
     visits = [
         Visit(
             request_of(
@@ -48,14 +46,28 @@ def test_a_mix_of_everything_is_what_each_would_have_been_alone(bundle: Bundle):
 
 def test_a_sampler_of_another_kind_is_refused_with_those_that_work(bundle: Bundle):
     config = bundle.model_config
-    other = "ddpm" if config.prediction == "velocity" else "euler"
+    other = "ddpm" if prediction_of(config) == VELOCITY else "euler"
     with pytest.raises(
         ValueError, match=f"sampler '{other}' is not for .* known: {samplers_of(config)[0]}"
     ):
         plan_sequence(request_of(sampler=other), PIXELS_PER_TOKEN, None, config)
 
 
-def test_the_file_says_which_family_it_is(tmp_path: Path):
-    for name in TOY_CONFIGS:
-        bundle = load_bundle(str(make_family_bundle(tmp_path / name, name)))
-        assert type(bundle.network).__name__ in name.replace("SiT", "DiT")
+def test_a_bundle_is_of_the_family_and_config_it_was_made_of(bundle: Bundle):
+    assert bundle.model_config in TOY_CONFIGS.values()
+    assert type(bundle.network) is family_of(bundle.model_config).network
+
+
+def test_no_family_is_left_out_here():
+    assert {family_of(config).name for config in TOY_CONFIGS.values()} == set(FAMILIES)
+
+
+def test_a_grid_that_cannot_be_is_refused_with_one_that_can(bundle: Bundle):
+    config = bundle.model_config
+    if len(set(toy_grids(config))) > 1:
+        pytest.skip("it takes any size")
+    side = family_of(config).trained_side(config)
+    with pytest.raises(ValueError, match=rf"grid of 2x3 tokens.*{side}x{side}"):
+        plan_sequence(
+            request_of(grid=(2, 3), sampler=samplers_of(config)[0]), PIXELS_PER_TOKEN, None, config
+        )
