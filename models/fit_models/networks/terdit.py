@@ -68,7 +68,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The gated MLP; `w1` is the gate. Gate and value have factors of their own: nothing is joined."""
+    """The gated MLP; `w1` is the gate. Both halves have their own factor: nothing is joined."""
 
     def __init__(self, config: TerDiTConfig, linear: MakeLinear) -> None:
         super().__init__()

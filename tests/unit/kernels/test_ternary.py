@@ -92,7 +92,7 @@ def test_without_a_compiler_tiles_are_taken_and_native_is_refused(
     try:
         use_ternary("auto")
         assert current_ternary() == "tiles"
-        with pytest.raises(ValueError, match="'native' cannot run: .*no-compiler"):
+        with pytest.raises(ValueError, match=r"'native' cannot run: .*no-compiler"):
             use_ternary("native")
     finally:
         native._built.cache_clear()
