@@ -32,6 +32,7 @@ class TernaryLinear(nn.Module):
 
     weight: Tensor
     alphas: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -50,7 +51,14 @@ class TernaryLinear(nn.Module):
         return ternary_linear(x_TD, self.weight, self.alphas, self.bias)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """Pack a float weight first; one layer at a time, so that floats do not add up.
 
@@ -68,7 +76,9 @@ class TernaryLinear(nn.Module):
                 f"{key} is {given.dtype} in the shape of packed weights; these are uint8, which no "
                 "conversion of dtypes may touch"
             )
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 class FakeTernaryLinear(nn.Module):
@@ -77,6 +87,8 @@ class FakeTernaryLinear(nn.Module):
     The gradient passes the rounding as if it were not there (straight-through,
     arXiv:1308.3432), clipped weights too.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -97,5 +109,5 @@ class _StraightThrough(torch.autograd.Function):
         return ternarised(weight_FD)
 
     @staticmethod
-    def backward(ctx: Any, grad_FD: Tensor) -> Tensor:
-        return grad_FD
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0]

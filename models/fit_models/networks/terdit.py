@@ -214,7 +214,8 @@ class TerDiT(nn.Module):
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         nn.init.normal_(linear_at(self.t_embedder.mlp, 0).weight, std=0.02)
         nn.init.normal_(linear_at(self.t_embedder.mlp, 2).weight, std=0.02)
-        zeroed = [self.final_layer.linear, linear_at(self.final_layer.adaLN_modulation, 1)]
-        zeroed += [block.adaLN_modulation[1] for block in self.layers]
+        zeroed = [self.final_layer.linear, self.final_layer.adaLN_modulation[1]]
+        zeroed += [block.get_submodule("adaLN_modulation.1") for block in self.layers]
         for layer in zeroed:
+            assert isinstance(layer.weight, Tensor)
             nn.init.zeros_(layer.weight)
