@@ -62,7 +62,7 @@ def _store(acc, alpha, bias_ptr, out, row_N, first_feature, in_x, in_packed, pac
 def _forward(
     x_ptr,  # [T, D]
     packed_ptr,  # uint8 [Q, D]
-    alpha_ptr,  # [1]
+    alpha_ptr,  # fp32 [1]
     bias_ptr,  # [4 Q] or None
     out_ptr,  # [T, 4 Q] out
     num_tokens,
@@ -101,7 +101,7 @@ def _forward(
             acc0, acc1, acc2, acc3 = _add_block(
                 acc0, acc1, acc2, acc3, x, packed, first, width, in_x, in_packed, dim_K, MASKED
             )  # fmt: skip
-    alpha = tl.load(alpha_ptr).to(tl.float32)
+    alpha = tl.load(alpha_ptr)
     in_row = (row_N < packed_rows)[None, :]
     out = out_ptr + token_M[:, None] * (4 * packed_rows) + row_N[None, :]
     _store(acc0, alpha, bias_ptr, out, row_N, 0, in_x, in_row, packed_rows)
@@ -150,7 +150,7 @@ def ternary_linear(
         (triton.cdiv(packed_rows, tile["BLOCK_N"]), triton.cdiv(num_tokens, tile["BLOCK_M"])),
         x_TD,
         packed_QD,
-        alpha_1,
+        alpha_1.float(),
         None if bias_F is None else unit_stride(bias_F),
         out_TF,
         num_tokens,
