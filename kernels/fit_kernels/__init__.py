@@ -9,8 +9,10 @@ from fit_kernels.ops import (
     linear_fixed_tiles,
     qk_norm_rope,
     swiglu,
+    ternary_linear,
 )
 from fit_kernels.rows import gather_rows
+from fit_kernels.ternary import use_ternary
 
 __all__ = [
     "attention_varlen",
@@ -21,6 +23,8 @@ __all__ = [
     "linear_fixed_tiles",
     "qk_norm_rope",
     "swiglu",
+    "ternary_linear",
     "use_attention",
     "use_backend",
+    "use_ternary",
 ]

@@ -56,6 +56,29 @@ def linear_fixed_tiles(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = 
     return implementation("linear_fixed_tiles")(x_TD, weight_FD, bias_F)
 
 
+def ternary_linear(
+    x_TD: Tensor, packed_QD: Tensor, alpha_1: Tensor, bias_F: Tensor | None = None
+) -> Tensor:
+    """`x @ (alpha values)^T + bias`, [T, F], of packed ternary weights that stay packed.
+
+    A CPU has products of its own, whatever the backend: see `fit_kernels.ternary`.
+
+    Raises:
+        ValueError: a gradient would be wanted; there is none.
+    """
+    tensors = (x_TD, alpha_1, bias_F)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise ValueError(
+            "ternary_linear has no gradient: run it in torch.inference_mode(), or train the float "
+            "weights with fit_models.ternary.FakeTernaryLinear"
+        )
+    if x_TD.device.type == "cpu":
+        from fit_kernels import registered
+
+        return registered.ternary_linear(x_TD, packed_QD, alpha_1, bias_F)
+    return implementation("ternary_linear")(x_TD, packed_QD, alpha_1, bias_F)
+
+
 def qk_norm_rope(
     qkv_TXE: Tensor,
     cos_PE2: Tensor,

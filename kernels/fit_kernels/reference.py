@@ -4,7 +4,7 @@ Statistics and angles are fp32 whatever the dtype of the tokens.
 
 Dimension key: T packed tokens, Ts state tokens, R modulation rows, S sequences, D width, F MLP
 width, H query heads, G key and value heads, X = H + 2G, J = H + G, E head dim, P rows of the rotary
-slab, K channels of a token.
+slab, K channels of a token, Q = F / 4 rows of packed ternary weights.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fit_kernels.norms import normalised, normalised_heads
 from fit_kernels.rows import gather_rows
+from fit_kernels.ternary_weights import unpack_ternary
 
 
 def layer_norm_modulate(
@@ -116,6 +117,23 @@ def linear_fixed_tiles(x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = 
         weight_FD: one row for each feature of the output, as `nn.Linear` keeps it.
         bias_F: one value for each; None for none.
     """
+    return F.linear(x_TD, weight_FD, bias_F)
+
+
+def ternary_linear(
+    x_TD: Tensor, packed_QD: Tensor, alpha_1: Tensor, bias_F: Tensor | None = None
+) -> Tensor:
+    """Return `x @ (alpha values)^T + bias`, shape [T, F] (TerDiT, arXiv:2405.14854).
+
+    For inference, it has no gradient. Only this form makes the weight of floats.
+
+    Args:
+        x_TD: tokens.
+        packed_QD: uint8 [F / 4, D], values -1, 0 and 1 as `fit_kernels.ternary_weights` packs them.
+        alpha_1: what all of them are multiplied by; may be negative.
+        bias_F: one value for each feature; None for none.
+    """
+    weight_FD = unpack_ternary(packed_QD, x_TD.dtype) * alpha_1.to(x_TD.dtype)
     return F.linear(x_TD, weight_FD, bias_F)
 
 

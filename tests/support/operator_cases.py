@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fit_kernels import reference, registered
+from fit_kernels.ternary_weights import pack_ternary
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,28 @@ def operator_cases(small: bool = False) -> Iterator[OperatorCase]:
                 (),
                 (0, 1, 2),
             )
+    yield from _ternary_products(randn, generator, small)
     yield from _rotations(randn, rows, small)
     yield from _steps(randn, small)
+
+
+def _ternary_products(
+    randn: Callable[..., Tensor], generator: torch.Generator, small: bool
+) -> Iterator[OperatorCase]:
+    shapes = [(1, 1, 4), (13, 7, 12)]
+    shapes += [] if small else [(67, 682, 16), (5, 1152, 132), (130, 16, 64), (17, 96, 512)]
+    for t, d, f in shapes:
+        values = torch.randint(-1, 2, (f, d), generator=generator)
+        for bias in (randn(f), None):
+            yield OperatorCase(
+                f"ternary_linear-{t}x{d}x{f}-{bias is not None}",
+                registered.ternary_linear,
+                reference.ternary_linear,
+                (randn(t, d), pack_ternary(values), -0.7 * torch.ones(1).double() * d**-0.5, bias),
+                {},
+                (),
+                (0, 2, 3),
+            )
 
 
 def _rotations(

@@ -10,12 +10,13 @@ X heads of the joint projection, E head dim, P rows of the rotary slab, K channe
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fit_kernels.aot.shapes import SHAPES, Shape
+from fit_kernels.aot.shapes import SHAPES, TERNARY_SHAPES, Shape, TernaryShape
 from fit_kernels.aot.specialisation import Configuration, specialise
 from fit_kernels.fused import (
     attention_varlen,
@@ -26,6 +27,7 @@ from fit_kernels.fused import (
     qk_norm_rope,
     row_sums,
     swiglu,
+    ternary_linear,
 )
 from fit_kernels.launch import FUSED_DTYPES, recorded
 
@@ -44,17 +46,36 @@ class Counts:
 
 def covered(counts: Counts | None = None) -> dict[Configuration, list[str]]:
     """Give every configuration the operators launch, and the shapes and dtypes that need it."""
+    counts = counts or Counts()
     needed: dict[Configuration, list[str]] = {}
-    for shape in SHAPES:
-        for dtype in FUSED_DTYPES:
-            user = f"{shape.name} {str(dtype).removeprefix('torch.')}"
-            with recorded() as launches:
-                _Network(shape, dtype, counts or Counts()).run()
-            for configuration in map(specialise, launches):
-                users = needed.setdefault(configuration, [])
-                if user not in users:
-                    users.append(user)
+    for shape, dtype in itertools.product((*SHAPES, *TERNARY_SHAPES), FUSED_DTYPES):
+        user = f"{shape.name} {str(dtype).removeprefix('torch.')}"
+        with recorded() as launches:
+            if isinstance(shape, TernaryShape):
+                _ternary_products(shape, dtype, counts)
+            else:
+                _Network(shape, dtype, counts).run()
+        for configuration in map(specialise, launches):
+            users = needed.setdefault(configuration, [])
+            if user not in users:
+                users.append(user)
     return dict(sorted(needed.items()))
+
+
+def _ternary_products(shape: TernaryShape, dtype: torch.dtype, counts: Counts) -> None:
+    """The products of a block of ternary weights; the one over the conditioning has a bias."""
+    for tokens, width, features, with_bias in (
+        (counts.rows, shape.condition, 6 * shape.width, True),
+        (counts.tokens, shape.width, shape.width, False),
+        (counts.tokens, shape.width, shape.mlp, False),
+        (counts.tokens, shape.mlp, shape.width, False),
+    ):
+        ternary_linear.ternary_linear(
+            torch.empty(tokens, width, dtype=dtype, device="meta"),
+            torch.empty(features // 4, width, dtype=torch.uint8, device="meta"),
+            torch.empty(1, device="meta"),
+            torch.empty(features, dtype=dtype, device="meta") if with_bias else None,
+        )
 
 
 class _Network:

@@ -70,3 +70,26 @@ SHAPES = (
     replace(_XL, name="XL-affine", affine_qk=True),
     replace(_DIT_L, name="L-grouped", key_heads=4, qk_norm="rms", affine_qk=True),
 )
+
+
+@dataclass(frozen=True)
+class TernaryShape:
+    """What decides the ternary products of one network.
+
+    Attributes:
+        name: what the table calls it.
+        width: D, values of a token.
+        mlp: F, width of the gated MLP.
+        condition: A, values of the conditioning vector.
+    """
+
+    name: str
+    width: int
+    mlp: int
+    condition: int = 1024
+
+
+TERNARY_SHAPES = (
+    TernaryShape("TerDiT-600M/2", width=1536, mlp=4096),
+    TernaryShape("TerDiT-4.2B/2", width=3072, mlp=8192),
+)

@@ -1,7 +1,8 @@
 """The operators registered with torch as `fit_kernels::*`: compile, export and graphs see them.
 
-Functions of the operators' own names are what `fit_kernels.ops` calls when the backend is `fused`;
-nobody else imports this package, and nothing is registered before.
+Functions of the operators' own names are what `fit_kernels.ops` calls when the backend is `fused`,
+or, for ternary weights, on a CPU; nobody else imports this package, and nothing is registered
+before.
 """
 
 import torch
@@ -15,6 +16,7 @@ from fit_kernels.registered.forward import (
     linear_fixed_tiles,
     rotated_queries_and_keys,
     swiglu,
+    ternary_linear,
 )
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "linear_fixed_tiles",
     "qk_norm_rope",
     "swiglu",
+    "ternary_linear",
 ]
 
 

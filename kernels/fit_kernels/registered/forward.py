@@ -9,6 +9,7 @@ from torch.library import custom_op
 
 from fit_kernels import reference
 from fit_kernels.launch import interpreting
+from fit_kernels.ternary.choice import product_on_cpu
 
 
 def runs_fused(x: Tensor) -> bool:
@@ -89,6 +90,23 @@ def linear_fixed_tiles(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 @linear_fixed_tiles.register_fake
 def _(x, weight, bias):
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@custom_op("fit_kernels::ternary_linear", mutates_args=())
+def ternary_linear(x: Tensor, packed: Tensor, alpha: Tensor, bias: Tensor | None) -> Tensor:
+    """See `fit_kernels.reference.ternary_linear`; a CPU runs what `fit_kernels.ternary` chose."""
+    if runs_fused(x):
+        from fit_kernels.fused import ternary_linear as fused
+
+        return fused.ternary_linear(x, packed, alpha, bias)
+    if x.device.type == "cpu":
+        return product_on_cpu(x, packed, alpha, bias)
+    return reference.ternary_linear(x, packed, alpha, bias)
+
+
+@ternary_linear.register_fake
+def _(x, packed, alpha, bias):
+    return x.new_empty(x.shape[0], 4 * packed.shape[0])
 
 
 @custom_op("fit_kernels::qk_norm_rope", mutates_args=())
