@@ -131,7 +131,7 @@ def test_over_many_epochs_a_photographs_images_come_evenly(tmp_path: Path):
     data = write_photographs(tmp_path, PHOTOGRAPHS)
     plans = [draws_by_photograph(data, PHOTOGRAPHS, 1.0, epoch) for epoch in range(300)]
     for photo in range(len(PHOTOGRAPHS)):
-        drawn = sum(plan[photo] for plan in plans)
+        drawn = np.sum([plan[photo] for plan in plans], axis=0)
         np.testing.assert_allclose(drawn / drawn.mean(), 1.0, atol=0.1)
 
 
