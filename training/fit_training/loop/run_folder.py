@@ -58,7 +58,6 @@ class RunFolder:
             self.saved = checkpoint_path(self.folder, state["progress"][0])
         return state
 
-
     def check_finite(self, step: int, scalars: Mapping[str, float]) -> None:
         """Stop a run that is lost before it is saved.
 
