@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fit_training.autoencoder.averaged_training import TrainingPlan
     from fit_training.autoencoder.distillation import DistillationProgress
 
+NUM_GENERATED = 1200
 LEARNING_RATES = {"fresh": 2e-3, "started": 5e-4}
 WARMUP_STEPS = {"fresh": 200, "started": 50}
 
@@ -27,8 +28,8 @@ def train_autoencoder(
         typer.Option(help='Bundle whose latents the decoder learns too, or "embedded".'),
     ] = None,
     generated: Annotated[
-        int, typer.Option(min=1, help="How many of the bundle's latents; with --model.")
-    ] = 1200,
+        int | None, typer.Option(min=1, help="How many of these latents; 1200 if left out.")
+    ] = None,
     decoder_steps: Annotated[int, typer.Option(min=0, help="Steps of the decoder.")] = 10_000,
     encoder_steps: Annotated[int, typer.Option(min=0, help="Steps of the encoder.")] = 3_000,
     learning_rate: Annotated[
@@ -46,9 +47,15 @@ def train_autoencoder(
     from fit_training.autoencoder.generated_pairs import GeneratedConfig, write_generated_pairs
     from fit_training.autoencoder.image_pairs import PairConfig, write_image_pairs
 
+    if generated is not None and model is None:
+        raise ValueError(f"generated: {generated} latents need a --model that makes them")
     pairs = PairConfig(archive=source, teacher=teacher, folder=destination / "pairs", seed=seed)
     latents = model and GeneratedConfig(
-        model=model, teacher=teacher, folder=destination / "generated", count=generated, seed=seed
+        model=model,
+        teacher=teacher,
+        folder=destination / "generated",
+        count=NUM_GENERATED if generated is None else generated,
+        seed=seed,
     )
     run = DistillationConfig(
         pairs=pairs.folder,

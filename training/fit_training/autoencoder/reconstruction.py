@@ -36,7 +36,7 @@ class LossWeights:
     features: float = 0.25
     feature_texture: float = 0.3
     photograph: float = 0.1
-    deep_features: float = 0.5
+    deep_features: float = 1.0
     feature_scale: float = 1.5
 
     @property
