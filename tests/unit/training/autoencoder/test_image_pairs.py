@@ -57,13 +57,14 @@ def test_latents_and_decoded_images_are_the_teachers_of_each_tile(config):
     pairs = load_image_pairs(config.folder)
     assert len(pairs) > 1
     for group in pairs:
+        assert group.images_B3HW is not None
         assert torch.equal(group.latents_B4hw, teacher.encode(group.images_B3HW).half())
         assert torch.equal(group.decoded_B3HW, teacher.decode(group.latents_B4hw))
 
 
 def test_every_tile_is_kept_once(config):
     write_image_pairs(config)
-    written = sum(len(group.images_B3HW) for group in load_image_pairs(config.folder))
+    written = sum(len(group.decoded_B3HW) for group in load_image_pairs(config.folder))
     cut = sum(
         len(cut_tiles(invented_photograph(width, height, number), config, f"0/{number}"))
         for number, (_, width, height) in enumerate(SIZES)

@@ -19,6 +19,7 @@ def test_a_batch_has_one_size_the_asked_area_and_the_networks_range():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         batch = draw_batch(pairs, 2048, generator, "cpu")
+        assert batch.images_B3HW is not None
         height, width = batch.images_B3HW.shape[2:]
         assert batch.num_pixels == 2048
         assert batch.latents_B4hw.shape[2:] == (height // 8, width // 8)
@@ -31,7 +32,7 @@ def test_sizes_are_drawn_by_their_share_of_pixels():
     pairs = [invented_pairs(30, 16, 16, 0), invented_pairs(5, 32, 32, 255)]  # 3 : 2
     generator = torch.Generator().manual_seed(0)
     small = sum(
-        draw_batch(pairs, 1024, generator, "cpu").images_B3HW.shape[2] == 16 for _ in range(400)
+        draw_batch(pairs, 1024, generator, "cpu").decoded_B3HW.shape[2] == 16 for _ in range(400)
     )
     assert 200 <= small <= 280  # 240 expected, four standard deviations to either side
 
