@@ -20,7 +20,7 @@ from fit_models.packing import PackedLayout
 from fit_serve.engine.graph_shape import GraphShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StaticLayout(PackedLayout):
     """A layout of fixed tensors; no lengths and no runs, so what asks the host for them fails.
 
