@@ -22,16 +22,18 @@ def write_toy_latents(
     num_shards: int = 2,
     seed: int = 0,
     class_names: Sequence[str] = CLASS_NAMES,
+    photos: Sequence[int] | None = None,
     **described: Any,
 ) -> Path:
     """Write `images` of 4 latent channels and patches of 2 into shards, and return the folder.
 
-    A class has its own mean, so that there is something to learn. The index also says what is
-    `described`.
+    A class has its own mean, so that there is something to learn. Every image is of a photograph of
+    its own unless `photos` has a number for each. The index also says what is `described`.
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for photo, (label, rows, columns) in enumerate(images):
+    numbers = range(len(images)) if photos is None else photos
+    for photo, (label, rows, columns) in zip(numbers, images, strict=True):
         n = rows * columns
         tokens = 2.0 * torch.randn(n, 16, generator=generator) + label + 0.5
         features = torch.randn(n, FEATURE_CHANNELS, generator=generator)

@@ -1,11 +1,10 @@
 """Training runs in several processes on this machine, as torchrun would start them.
 
-Knows torchrun's environment and a free port; not what is trained.
+Knows when they are told to stop; not what is trained.
 """
 
 import os
 import signal
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from fit_training.loop.config import RunConfig
 from fit_training.loop.run import train
 from fit_training.post_training.config import PostTrainConfig
 from fit_training.post_training.run import post_train
+from support.process_group import free_port, set_environment
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,13 @@ class Run:
 
 def train_in_processes(world_size: int, runs: Sequence[Run]) -> None:
     """Train one run after the other in `world_size` processes and wait for all of them."""
-    ports = [_free_port() for _ in runs]  # one each: the store of the run before may still listen
+    ports = [free_port() for _ in runs]  # one each: the store of the run before may still listen
     spawn(_train, (world_size, ports, runs), nprocs=world_size)
 
 
 def _train(rank: int, world_size: int, ports: Sequence[int], runs: Sequence[Run]) -> None:
     for run, port in zip(runs, ports, strict=True):
-        environment = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": world_size,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        os.environ.update({name: str(value) for name, value in environment.items()})
+        set_environment(rank, world_size, port)
 
         def on_progress(row: dict[str, Any], stop: int = run.stop) -> None:
             assert rank == 0
@@ -52,9 +45,3 @@ def _train(rank: int, world_size: int, ports: Sequence[int], runs: Sequence[Run]
             post_train(run.config, on_progress)
         else:
             train(run.config, on_progress)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

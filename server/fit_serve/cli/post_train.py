@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fit_serve.cli.train import progress_line
+from fit_serve.cli.train import progress_line, say_nothing
 
 
 def post_train(
@@ -25,14 +25,17 @@ def post_train(
     from fit_training.post_training.config import PostTrainConfig
 
     run = load_config(config, PostTrainConfig, overrides or [])
+    from fit_training.loop.processes import is_main_of_environment
     from fit_training.post_training.run import post_train as run_post_training
 
-    typer.echo(f"{run.method} on {run.base} for {run.num_steps} steps on {run.data}")
-    with progress_bar("post-training", "steps") as advance:
+    is_main = is_main_of_environment()
+    say = typer.echo if is_main else say_nothing
+    say(f"{run.method} on {run.base} for {run.num_steps} steps on {run.data}")
+    with progress_bar("post-training", "steps", shown=is_main) as advance:
 
         def on_progress(row: dict[str, Any]) -> None:
-            typer.echo(progress_line(row))
+            say(progress_line(row))
             advance(row["step"], run.num_steps)
 
         result = run_post_training(run, on_progress, resume=resume)
-    typer.echo(f"wrote {result}")
+    say(f"wrote {result}")

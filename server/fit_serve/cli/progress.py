@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(doing: str, unit: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on standard error; give a function that takes how many are done, and of all.
 
-    The function may be called from any thread.
+    The function may be called from any thread. It draws nothing where the bar is not `shown`.
     """
     from rich.console import Console
     from rich.progress import (
@@ -28,6 +28,7 @@ def progress_bar(doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=not shown,
     ) as progress:
         task = progress.add_task(doing, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

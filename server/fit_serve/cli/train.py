@@ -1,4 +1,7 @@
-"""`fit-serve train`: read the config, train, show a bar and one line per report."""
+"""`fit-serve train`: read the config, train, show a bar and one line per report.
+
+Of the processes that torchrun starts only the first one shows anything.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,17 +26,20 @@ def train(
     from fit_training.loop.config_file import load_config
 
     run = load_config(config, TrainConfig, overrides or [])
+    from fit_training.loop.processes import is_main_of_environment
     from fit_training.loop.run import train as run_training
 
-    typer.echo(f"training {run.model} for {run.num_steps} steps on {run.data}")
-    with progress_bar("training", "steps") as advance:
+    is_main = is_main_of_environment()
+    say = typer.echo if is_main else say_nothing
+    say(f"training {run.model} for {run.num_steps} steps on {run.data}")
+    with progress_bar("training", "steps", shown=is_main) as advance:
 
         def on_progress(row: dict[str, Any]) -> None:
-            typer.echo(progress_line(row))
+            say(progress_line(row))
             advance(row["step"], run.num_steps)
 
         checkpoint = run_training(run, on_progress, resume=resume)
-    typer.echo(f"wrote {checkpoint}")
+    say(f"wrote {checkpoint}")
 
 
 def progress_line(row: dict[str, Any]) -> str:
@@ -43,3 +49,7 @@ def progress_line(row: dict[str, Any]) -> str:
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in shown.items()
     )
+
+
+def say_nothing(_text: str) -> None:
+    """What all but the first of the processes that torchrun started say."""

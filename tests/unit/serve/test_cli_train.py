@@ -41,6 +41,28 @@ def test_the_run_of_the_file_is_trained_and_each_report_shown(
     assert "40/40" in result.stderr
 
 
+def test_of_torchruns_processes_only_the_first_one_shows_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def train(config: TrainConfig, on_progress: Report, resume: bool) -> Path:
+        ran.append(config.output)
+        return Path(config.output)
+
+    monkeypatch.setattr(run, "train", train)
+    file = tmp_path / "run.yaml"
+    file.write_text("data: photos\noutput: out\n")
+    first, second = (
+        CliRunner().invoke(app, ["train", str(file)], env={"RANK": rank, "WORLD_SIZE": "2"})
+        for rank in ("0", "1")
+    )
+    assert ran == ["out", "out"]
+    assert "training" in first.stdout
+    assert "training" in first.stderr
+    assert (second.exit_code, second.stdout, second.stderr) == (0, "", "")
+
+
 def test_a_setting_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("data: photos\noutput: out\n")

@@ -17,8 +17,8 @@ MAX_GRADIENT_NORM = 1.0
 class TrainingPlan:
     """How long a network learns and how fast: AdamW under a half cosine after a linear warm-up.
 
-    `average` is the decay of the moving average of weights. Raises `ValueError` for numbers out of
-    range.
+    `average` is the decay of the moving average of weights; 0 steps leave a network as it is.
+    Raises `ValueError` for numbers out of range.
     """
 
     steps: int
@@ -28,7 +28,9 @@ class TrainingPlan:
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "warmup_steps"):
+        if self.steps < 0:
+            raise ValueError(f"steps: {self.steps} is less than 0")
+        for name in ("learning_rate", "warmup_steps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not above 0")
         if not 0 <= self.average < 1:

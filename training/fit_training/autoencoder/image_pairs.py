@@ -5,8 +5,8 @@ tile goes through the teacher on its own, so that image, latents and decoded ima
 borders and no loss has to be masked. Mirroring comes before the teacher: a convolutional
 autoencoder does not commute with it.
 
-Knows how tiles are cut, the teacher, the files and how a batch is drawn. Knows nothing of the
-student.
+Knows how tiles are cut, the teacher and the files. Knows nothing of how batches are drawn and of
+the student.
 
 Dimension key: B tiles, H and W their sides in pixels, h = H / 8 and w = W / 8 in latents.
 """
@@ -14,7 +14,7 @@ Dimension key: B tiles, H and W their sides in pixels, h = H / 8 and w = W / 8 i
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,17 +66,18 @@ class PairConfig:
 class ImagePairs:
     """Tiles of one size: `images_B3HW` and `decoded_B3HW` uint8, `latents_B4hw` float16.
 
-    In a batch (`draw_batch`) all are float32 and the pixels in [-1, 1].
+    Latents that a transformer made have no photograph: their `images_B3HW` are None. In a batch
+    (`pair_batches`) all are float32 and the pixels in [-1, 1].
     """
 
-    images_B3HW: Tensor
+    images_B3HW: Tensor | None
     latents_B4hw: Tensor
     decoded_B3HW: Tensor
 
     @property
     def num_pixels(self) -> int:
         """Area of all tiles together."""
-        return self.images_B3HW[:, 0].numel()
+        return self.decoded_B3HW[:, 0].numel()
 
 
 def cut_tiles(photograph: Image.Image, config: PairConfig, seed: str) -> list[Image.Image]:
@@ -115,7 +116,9 @@ def write_image_pairs(
     Raises `ValueError` if the folder was written or begun with another config.
     """
     config.folder.mkdir(parents=True, exist_ok=True)
-    _claim(config)
+    described = asdict(config) | {"archive": config.archive.name, "teacher": config.teacher.name}
+    del described["folder"]
+    claim_folder(config.folder, described)
     if (config.folder / INDEX_NAME).exists():
         return
     shards = _plan_shards(config)
@@ -124,9 +127,7 @@ def write_image_pairs(
         if not (config.folder / name).exists():
             _write_shard(config.folder / name, tiles_B3HW, teacher)
         on_progress(done, len(shards))
-    partial = config.folder / f"{INDEX_NAME}.partial"
-    partial.write_text(json.dumps({"shards": list(shards)}, indent=1) + "\n")
-    partial.replace(config.folder / INDEX_NAME)
+    write_index(config.folder, list(shards))
 
 
 def load_image_pairs(folder: Path) -> list[ImagePairs]:
@@ -140,36 +141,19 @@ def load_image_pairs(folder: Path) -> list[ImagePairs]:
     by_size: dict[tuple[int, ...], list[dict[str, Tensor]]] = {}
     for name in json.loads(index.read_text())["shards"]:
         tensors = load_file(folder / name)
-        by_size.setdefault(tuple(tensors["images"].shape[2:]), []).append(tensors)
+        by_size.setdefault(tuple(tensors["decoded"].shape[2:]), []).append(tensors)
+
+    def joined(shards: list[dict[str, Tensor]], key: str) -> Tensor:
+        return torch.cat([each[key] for each in shards])
+
     return [
         ImagePairs(
-            *(torch.cat([each[key] for each in shards]) for key in ("images", "latents", "decoded"))
+            joined(shards, "images") if "images" in shards[0] else None,
+            joined(shards, "latents"),
+            joined(shards, "decoded"),
         )
         for _, shards in sorted(by_size.items())
     ]
-
-
-def draw_batch(
-    pairs: list[ImagePairs], batch_pixels: int, generator: torch.Generator, device: str
-) -> ImagePairs:
-    """Draw tiles of one size, about `batch_pixels` of area together, as float32 on `device`.
-
-    A size is chosen with the share it has of all pixels. The generator is a CPU one.
-    """
-    areas = torch.tensor([group.num_pixels for group in pairs], dtype=torch.float64)
-    group = pairs[int(torch.multinomial(areas, 1, generator=generator))]
-    count = max(1, batch_pixels // group.images_B3HW[0, 0].numel())
-    chosen = torch.randint(len(group.images_B3HW), (count,), generator=generator)
-
-    def floats(values: Tensor) -> Tensor:
-        drawn = values[chosen].to(device, torch.float32)
-        return drawn.contiguous(memory_format=torch.channels_last)
-
-    return ImagePairs(
-        images_B3HW=floats(group.images_B3HW).div_(127.5).sub_(1),
-        latents_B4hw=floats(group.latents_B4hw),
-        decoded_B3HW=floats(group.decoded_B3HW).div_(127.5).sub_(1),
-    )
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -178,15 +162,23 @@ def to_tensor(image: Image.Image) -> Tensor:
     return flat.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
-def _claim(config: PairConfig) -> None:
-    """Write what the folder is made from, or check that it is the same as before."""
-    path = config.folder / "config.json"
-    described = asdict(config) | {"archive": config.archive.name, "teacher": config.teacher.name}
-    del described["folder"]
+def claim_folder(folder: Path, described: Mapping[str, object]) -> None:
+    """Write what a folder of pairs is made from, or check that it is the same as before.
+
+    Raises `ValueError` if it is not.
+    """
+    path = folder / "config.json"
     text = json.dumps(described, indent=1) + "\n"
     if path.exists() and path.read_text() != text:
-        raise ValueError(f"pairs: {config.folder} was written with another config; see {path}")
+        raise ValueError(f"pairs: {folder} was written with another config; see {path}")
     path.write_text(text)
+
+
+def write_index(folder: Path, shards: Sequence[str]) -> None:
+    """Complete a folder of pairs: name its shards, in one move."""
+    partial = folder / f"{INDEX_NAME}.partial"
+    partial.write_text(json.dumps({"shards": list(shards)}, indent=1) + "\n")
+    partial.replace(folder / INDEX_NAME)
 
 
 def _plan_shards(config: PairConfig) -> dict[str, Tensor]:

@@ -15,13 +15,19 @@ from fit_training.feature_network import FeatureNetwork
 
 # Blocks of the feature network whose outputs are compared: the last ones at strides 2, 4 and 8.
 _COMPARED_BLOCKS = (0, 2, 4)
+# And further in, at strides 16 and 32, where things are told apart rather than textures.
+_DEEP_BLOCKS = (10, 15)
 MINIMUM_SIDE = 32  # pixels: a window of 4 at stride 8
 _SMOOTHING = 1e-5  # under a root, so that its slope stays finite; well under (1/127.5)^2
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each term of `ReconstructionLoss` counts; 0 switches it off."""
+    """What each term of `ReconstructionLoss` counts; 0 switches it off.
+
+    Features are those of the image enlarged `feature_scale` times: a small picture is enlarged too
+    when it is recognised.
+    """
 
     pixels: float = 1.0
     colour: float = 3.0
@@ -30,11 +36,13 @@ class LossWeights:
     features: float = 0.25
     feature_texture: float = 0.3
     photograph: float = 0.1
+    deep_features: float = 1.0
+    feature_scale: float = 1.5
 
     @property
     def need_features(self) -> bool:
         """Whether a feature network is asked for."""
-        return self.features > 0 or self.feature_texture > 0
+        return max(self.features, self.feature_texture, self.deep_features) > 0
 
 
 class ReconstructionLoss(nn.Module):
@@ -54,12 +62,12 @@ class ReconstructionLoss(nn.Module):
         self.feature_network = feature_network
 
     def forward(
-        self, output_B3HW: Tensor, target_B3HW: Tensor, photo_B3HW: Tensor
+        self, output_B3HW: Tensor, target_B3HW: Tensor, photo_B3HW: Tensor | None
     ) -> dict[str, Tensor]:
         """Scalars by name: each term unweighted and their weighted sum `total`.
 
-        All three images are float32 in [-1, 1]; the output may leave that range. Raises
-        `ValueError` for a side under 32 pixels.
+        All images are float32 in [-1, 1]; the output may leave that range. Where there is no
+        photograph there is no term `photograph`. Raises `ValueError` for a side under 32 pixels.
         """
         for field, side in zip(("height", "width"), output_B3HW.shape[2:], strict=True):
             if side < MINIMUM_SIDE:
@@ -69,8 +77,9 @@ class ReconstructionLoss(nn.Module):
             "colour": colour_distance(output_B3HW, target_B3HW),
             "edges": edge_distance(output_B3HW, target_B3HW),
             "texture": texture_distance(output_B3HW, target_B3HW),
-            "photograph": F.l1_loss(output_B3HW, photo_B3HW),
         }
+        if photo_B3HW is not None:
+            terms["photograph"] = F.l1_loss(output_B3HW, photo_B3HW)
         if self.weights.need_features:
             terms |= self._feature_distances(output_B3HW, target_B3HW)
         total = torch.stack(
@@ -81,29 +90,40 @@ class ReconstructionLoss(nn.Module):
     def _feature_distances(self, output_B3HW: Tensor, target_B3HW: Tensor) -> dict[str, Tensor]:
         """L1 distances of activations and of their local deviation, averaged over stages.
 
-        Both in units of the target's mean absolute activation.
+        All in units of the target's mean absolute activation.
         """
         with torch.no_grad():
             wanted = self._stages(target_B3HW)
-        features, textures = [], []
-        for got, want in zip(self._stages(output_B3HW), wanted, strict=True):
+        features, textures, deep = [], [], []
+        for number, got in self._stages(output_B3HW).items():
+            want = wanted[number]
             unit = want.abs().mean().clamp_min(1e-3)
-            features.append(F.l1_loss(got, want) / unit)
+            distance = F.l1_loss(got, want) / unit
+            if number in _DEEP_BLOCKS:
+                deep.append(distance)
+                continue
+            features.append(distance)
             textures.append(F.l1_loss(_local_deviation(got), _local_deviation(want)) / unit)
-        return {
+        terms = {
             "features": torch.stack(features).mean(),
             "feature_texture": torch.stack(textures).mean(),
         }
+        return terms | ({"deep_features": torch.stack(deep).mean()} if deep else {})
 
-    def _stages(self, images_B3HW: Tensor) -> list[Tensor]:
+    def _stages(self, images_B3HW: Tensor) -> dict[int, Tensor]:
         """Activations of the compared blocks. Runs in whatever type autocast asks for."""
         assert self.feature_network is not None
+        compared = _COMPARED_BLOCKS + (_DEEP_BLOCKS if self.weights.deep_features > 0 else ())
+        if self.weights.feature_scale != 1:
+            images_B3HW = F.interpolate(
+                images_B3HW, scale_factor=self.weights.feature_scale, mode="bilinear"
+            )
         x = F.relu6(self.feature_network.stem(images_B3HW))
-        stages = []
-        for number in range(_COMPARED_BLOCKS[-1] + 1):
+        stages = {}
+        for number in range(compared[-1] + 1):
             x = self.feature_network.blocks[number](x)
-            if number in _COMPARED_BLOCKS:
-                stages.append(x.float())
+            if number in compared:
+                stages[number] = x.float()
         return stages
 
 

@@ -1,36 +1,47 @@
 """Everything a run needs to go on, as folders that are there whole or not at all.
 
-`checkpoint-00000400/` holds `state.safetensors` (every tensor), `run.json` (all that is no tensor)
-and `checksums.json` (size and SHA-256 of the other two). It is written under a hidden name, synced
-and renamed, and leaves under a hidden name too, so that a process may be killed anywhere. Knows
-files and their checksums, which checkpoints stay, and a nested state as `tensor_tree` takes it.
-Knows nothing of what is in it.
+`checkpoint-00000400/` is written under a hidden name, synced and renamed, and leaves under a hidden
+name too, so that a process may be killed anywhere. In a run of several processes each writes its
+own slices, and the main one does all else. Knows which checkpoints there are and which stay, and a
+nested state as `tensor_tree` takes it; the files in one are `checkpoint_files.py`'s. Knows nothing
+of what is in it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from fit_training.loop.checkpoint_files import (
+    CHECKSUMS,
+    STATE,
+    FileSum,
+    check_files,
+    has_its_size,
+    read_run,
+    sync_folder,
+    tensor_files,
+    write_file,
+    write_rest,
+)
+from fit_training.loop.processes import Processes
+from fit_training.loop.slices import read_slices, write_slices
 from fit_training.loop.tensor_file import write_tensors
 from fit_training.loop.tensor_tree import join_tree, split_tree
 
-STATE, RUN, CHECKSUMS = "state.safetensors", "run.json", "checksums.json"
+ALONE = Processes(torch.device("cpu"))
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 _HIDDEN = ".checkpoint-*"
 _log = logging.getLogger(__name__)
-
-Write = Callable[[bytes | memoryview], None]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -50,7 +61,12 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def save_checkpoint(
-    folder: Path, step: int, state: dict[str, Any], keep: int, score: float | None = None
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    score: float | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Write the checkpoint of a step, then remove those that need not stay.
 
@@ -58,74 +74,66 @@ def save_checkpoint(
     alone: they are damaged, or the run would have gone on from there.
 
     Args:
-        folder: of the run.
+        folder: of the run; all processes see it.
         step: optimizer steps so far.
-        state: what `split_tree` takes.
+        state: what `split_tree` takes. Its tensors may lie in slices; none is gathered.
         keep: at least 1.
         score: validation loss; lower is better.
+        processes: of the run; all must ask.
 
     Returns:
         the checkpoint's folder.
 
     Raises:
-        OSError: it could not be written, as on a full disk; nothing is left of it and every earlier
-            checkpoint stays.
+        OSError: a process could not write, as on a full disk; it is raised in all of them. Nothing
+            is left of the checkpoint and every earlier one stays.
         ValueError: the state holds what cannot be saved.
     """
     path = checkpoint_path(folder, step)
     unfinished = folder / f".{path.name}.unfinished"
+    tensors, rest = split_tree(state)
+    run = {"step": step, "score": score, "state": rest}
     try:
-        _write_all(unfinished, step, state, score)
-        _discard(path)  # written at the same step before
-        os.rename(unfinished, path)
-        _sync_folder(folder)
+        processes.on_main(lambda: _make_empty(unfinished))
+        sums = _write_tensors(unfinished, tensors, processes)
+        processes.on_main(lambda: _publish(unfinished, path, run, sums))
     except OSError as error:
-        kept = [one.name for one in checkpoint_paths(folder) if _has_its_size(one)]
+        kept = [one.name for one in checkpoint_paths(folder) if has_its_size(one)]
         text = f"{path.name} could not be written in {folder} ({error.strerror or error})"
         raise OSError(
             error.errno, f"{text}; {kept[-1] if kept else 'no checkpoint'} is kept"
         ) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    _remove_old(folder, step, keep)
+        if processes.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    processes.on_main(lambda: _remove_old(folder, step, keep))
     return path
 
 
-def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_newest_checkpoint(folder: Path, processes: Processes = ALONE) -> dict[str, Any] | None:
     """Read the newest checkpoint that is good; None if there is none at all.
 
-    Warns of each damaged one it passes over.
+    The main process looks for it and warns of each damaged one it passes over; all must ask.
+
+    Args:
+        folder: of the run.
+        processes: in a run of several, tensors come in slices, as `read_slices` says.
 
     Raises:
         ValueError: there are checkpoints, but every one is damaged.
     """
-    paths = checkpoint_paths(folder)
-    for path in reversed(paths):
-        try:
-            return read_checkpoint(path)
-        except ValueError as error:
-            _log.warning("a checkpoint is damaged and passed over: %s", error)
-    if paths:
-        names = ", ".join(path.name for path in paths)
-        raise ValueError(f"output: every checkpoint in {folder} is damaged: {names}")
-    return None
+    path = processes.on_main(lambda: _newest_good(folder))
+    return None if path is None else _read(path, processes)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint, tensors on the CPU.
+    """Read one checkpoint, tensors whole and on the CPU, whatever number of processes wrote it.
 
     Raises:
         ValueError: a file is missing, unreadable, or not the one that was written.
     """
-    for name, entry in _checksums(path).items():
-        try:
-            size, digest = _measure(path / name)
-        except OSError as error:
-            raise ValueError(f"{path}: {name} cannot be read: {error.strerror}") from error
-        if size != entry["bytes"] or digest != entry["sha256"]:
-            raise ValueError(f"{path}: {name} is not what was written ({size} bytes)")
-    rest = json.loads((path / RUN).read_text(encoding="utf-8"))["state"]
-    return join_tree(load_file(path / STATE), rest)
+    check_files(path)
+    return _read(path, ALONE)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -135,74 +143,54 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _write_all(folder: Path, step: int, state: dict[str, Any], score: float | None) -> None:
-    tensors, rest = split_tree(state)
-    run = {"step": step, "score": score, "state": rest}
+def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    sums = {
-        STATE: _write_file(folder / STATE, lambda write: write_tensors(tensors, write)),
-        RUN: _write_file(folder / RUN, lambda write: write(_as_json(run))),
-    }
-    _write_file(folder / CHECKSUMS, lambda write: write(_as_json(sums)))
-    _sync_folder(folder)
 
 
-def _write_file(path: Path, content: Callable[[Write], None]) -> dict[str, Any]:
-    """Write and sync a file; returns its line in `checksums.json`."""
-    digest, size = hashlib.sha256(), 0
-
-    with path.open("wb") as file:
-
-        def write(data: bytes | memoryview) -> None:
-            nonlocal size
-            file.write(data)
-            digest.update(data)
-            size += len(data)
-
-        content(write)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+def _write_tensors(
+    folder: Path, tensors: dict[str, Tensor], processes: Processes
+) -> dict[str, FileSum]:
+    if processes.world_size > 1:
+        return write_slices(folder, tensors, processes)
+    return {STATE: write_file(folder / STATE, lambda write: write_tensors(tensors, write))}
 
 
-def _as_json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"
+def _publish(unfinished: Path, path: Path, run: dict[str, Any], sums: dict[str, FileSum]) -> None:
+    """Finish a checkpoint whose tensors are written, and give it its name."""
+    write_rest(unfinished, run, sums)
+    _discard(path)  # written at the same step before
+    os.rename(unfinished, path)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _newest_good(folder: Path) -> Path | None:
+    paths = checkpoint_paths(folder)
+    for path in reversed(paths):
+        try:
+            check_files(path)
+        except ValueError as error:
+            _log.warning("a checkpoint is damaged and passed over: %s", error)
+        else:
+            return path
+    if paths:
+        names = ", ".join(path.name for path in paths)
+        raise ValueError(f"output: every checkpoint in {folder} is damaged: {names}")
+    return None
 
 
-def _checksums(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
-        found = {name: dict(sums[name]) for name in (STATE, RUN)}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no {CHECKSUMS}") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: {CHECKSUMS} cannot be read") from None
-    for name, entry in found.items():
-        if not (path / name).is_file():
-            raise ValueError(f"{path}: there is no {name}")
-        if entry.keys() != {"bytes", "sha256"}:
-            raise ValueError(f"{path}: {CHECKSUMS} cannot be read")
-    return found
-
-
-def _measure(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return file.tell(), digest.hexdigest()
+def _read(path: Path, processes: Processes) -> dict[str, Any]:
+    files = tensor_files(path)
+    if processes.world_size == 1 and files == [path / STATE]:
+        tensors = load_file(path / STATE)
+    else:
+        tensors = read_slices(files, processes)
+    return join_tree(tensors, read_run(path)["state"])
 
 
 def _remove_old(folder: Path, step: int, keep: int) -> None:
     earlier = [path for path in checkpoint_paths(folder) if _step(path) <= step]
-    whole = [path for path in earlier if _has_its_size(path)]
+    whole = [path for path in earlier if has_its_size(path)]
     scores = {path: score for path in whole if (score := _score(path)) is not None}
     stay = {*whole[-keep:], *sorted(scores, key=lambda path: scores[path])[:1]}
     for path in earlier:
@@ -219,18 +207,9 @@ def _discard(path: Path) -> None:
         shutil.rmtree(hidden)
 
 
-def _has_its_size(path: Path) -> bool:
-    """Whether a checkpoint is complete, without reading its tensors."""
-    try:
-        sums = _checksums(path)
-    except ValueError:
-        return False
-    return all((path / name).stat().st_size == sums[name]["bytes"] for name in sums)
-
-
 def _score(path: Path) -> float | None:
     try:
-        score = json.loads((path / RUN).read_text(encoding="utf-8"))["score"]
+        score = read_run(path)["score"]
     except (ValueError, KeyError, TypeError):
         return None
     return score if isinstance(score, int | float) and math.isfinite(score) else None

@@ -68,6 +68,7 @@ class LatentDataset:
             [self.class_names.index(n) if n in self.class_names else -1 for n in prepared]
         )
         self.labels = new_label[torch.cat([s["label"] for s in shards]).long().numpy()]
+        self._photos = torch.cat([s["photo"] for s in shards]).long().numpy()
         self._images = np.flatnonzero(self.labels >= 0)
         self.lengths = self.grids.prod(axis=1)
         self._starts = np.concatenate(([0], np.cumsum(self.lengths)))
@@ -112,8 +113,10 @@ class LatentDataset:
     ) -> list[np.ndarray]:
         """The batches of one epoch, as image indices.
 
-        Draws per class go with its size ** class_balance and add up to the size of the set (each
-        class rounded at random); within a class every image comes equally often, give or take one.
+        Draws per class go with its number of photographs ** class_balance and add up to the number
+        of images in the set (each class rounded at random). Within a class every photograph comes
+        equally often, give or take one, and so does every image of a photograph, whether `prepare`
+        made two images of it or four: FiT draws one of them at random (arXiv:2402.12376).
         """
         generator = np.random.default_rng((seed, epoch))
         drawn = generator.permutation(self._balanced_draws(class_balance, generator))
@@ -132,15 +135,25 @@ class LatentDataset:
 
     def _balanced_draws(self, class_balance: float, generator: np.random.Generator) -> np.ndarray:
         members = [np.flatnonzero(self.labels == c) for c in range(len(self.class_names))]
-        weights = np.array([len(m) ** class_balance if len(m) else 0.0 for m in members])
+        sizes = [len(np.unique(self._photos[member])) for member in members]
+        weights = np.array([size**class_balance if size else 0.0 for size in sizes])
         shares = weights / weights.sum() * len(self)
-        draws = []
-        for member, share in zip(members, shares, strict=True):
-            count = int(share + generator.random())
-            whole, rest = divmod(count, max(len(member), 1))
-            draws.append(np.tile(member, whole))
-            draws.append(generator.permutation(member)[:rest])
-        return np.concatenate(draws)
+        counts = [int(share + generator.random()) for share in shares]
+        pairs = zip(members, counts, strict=True)
+        return np.concatenate([self._draws(member, n, generator) for member, n in pairs])
+
+    def _draws(self, member: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Draw `count` of a class's images, in rounds that take one image of every photograph.
+
+        A photograph's images take turns in an order of their own; the last round may be a part.
+        """
+        shuffled = generator.permutation(member)
+        shuffled = shuffled[np.argsort(self._photos[shuffled], kind="stable")]
+        _, starts, sizes = np.unique(self._photos[shuffled], return_index=True, return_counts=True)
+        rounds, rest = divmod(count, max(len(starts), 1))
+        draws = [shuffled[starts + turn % sizes] for turn in range(rounds)]
+        part = generator.permutation(len(starts))[:rest]
+        return np.concatenate([*draws, shuffled[starts + rounds % sizes][part]])
 
     def _equal_length_chunks(self, images: np.ndarray, tokens_per_batch: int) -> list[np.ndarray]:
         chunks = []

@@ -51,12 +51,24 @@ class Processes:
         return bool(self.sum(torch.tensor(float(value), device=self.device)))
 
     def on_main(self, action: Callable[[], Result]) -> Result:
-        """Do something in the main process; all wait for it and get its result."""
+        """Do something in the main process; all wait for it and get its result.
+
+        Raises:
+            OSError, ValueError: the action raised it; so does every process then.
+        """
         if self.world_size == 1:
             return action()
-        result: list[Any] = [action() if self.is_main else None]
-        dist.broadcast_object_list(result, src=0)
-        return result[0]
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except (OSError, ValueError) as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result
 
     def require_same(self, name: str, value: int) -> None:
         """Raise where processes differ.

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fit_training.loop.checkpoints import checkpoint_path, load_newest_checkpoint
+from fit_training.loop.checkpoints import checkpoint_path, load_newest_checkpoint, save_checkpoint
 from fit_training.loop.config import RunConfig
 from fit_training.loop.processes import Processes, processes_of_environment
 from fit_training.loop.reports import RunReports
@@ -63,7 +63,7 @@ def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress |
     """`folder` is the main process's alone."""
     config, processes = trainer.config, trainer.processes
     read = folder.newest_state if folder else partial(load_newest_checkpoint, Path(config.output))
-    if (state := read()) is not None:
+    if (state := read(processes)) is not None:
         trainer.restore(state)
     processes.require_same("step", trainer.step)
     saved_step = trainer.step if state is not None else -1
@@ -107,13 +107,13 @@ def _train(trainer: Trainer, folder: RunFolder | None, on_progress: OnProgress |
 
 
 def _save(folder: RunFolder | None, trainer: Trainer, score: float | None) -> None:
-    state = trainer.state()  # of slices that all processes hold
-
-    def write() -> None:
-        assert folder is not None
-        folder.save(trainer.step, state, score)
-
-    trainer.processes.on_main(write)
+    """Write a checkpoint, after the lines of the log that lead there; all must ask."""
+    config, processes = trainer.config, trainer.processes
+    processes.on_main(lambda: folder.log.sync() if folder is not None else None)
+    output, keep = Path(config.output), config.keep_checkpoints
+    path = save_checkpoint(output, trainer.step, trainer.state(), keep, score, processes)
+    if folder is not None:
+        folder.saved = path
 
 
 def _open_reports(

@@ -15,8 +15,8 @@ from fit_training.loop.checkpoints import (
     checkpoint_paths,
     load_newest_checkpoint,
     remove_unfinished,
-    save_checkpoint,
 )
+from fit_training.loop.processes import Processes
 from fit_training.loop.run_log import RunLog
 
 
@@ -47,35 +47,16 @@ class RunFolder:
         self.saved: Path | None = None
         """The checkpoint that was read or written last."""
 
-    def newest_state(self) -> dict[str, Any] | None:
+    def newest_state(self, processes: Processes) -> dict[str, Any] | None:
         """Read the newest good checkpoint; None if there is none.
 
         Raises:
             ValueError: there are checkpoints, but all are damaged.
         """
-        state = load_newest_checkpoint(self.folder)
+        state = load_newest_checkpoint(self.folder, processes)
         if state is not None:
             self.saved = checkpoint_path(self.folder, state["progress"][0])
         return state
-
-    def save(self, step: int, state: dict[str, Any], score: float | None = None) -> Path:
-        """Write the checkpoint of a step, after the lines of the log that lead there.
-
-        Args:
-            step: optimizer steps so far.
-            state: with the step first in its "progress".
-            score: validation loss; the checkpoint with the lowest stays.
-
-        Raises:
-            OSError: it could not be written; the one before stays.
-        """
-        self.log.sync()
-        self.saved = save_checkpoint(self.folder, step, state, self.keep, score)
-        return self.saved
-
-    def is_saved(self, step: int) -> bool:
-        """Whether the last checkpoint is of this step."""
-        return self.saved == checkpoint_path(self.folder, step)
 
     def check_finite(self, step: int, scalars: Mapping[str, float]) -> None:
         """Stop a run that is lost before it is saved.

@@ -67,22 +67,39 @@ def whole_tree(tree: Any) -> Any:
 
 
 def sliced_like(value: Tensor, like: Tensor) -> Tensor:
-    """This process's slice of a whole tensor, cut as `like` is; no communication."""
+    """A tensor cut as `like` is, of which each process keeps its slice.
+
+    No communication, unless the value lies in slices and `like` is whole: then all must ask.
+
+    Args:
+        value: whole, or in slices along its first dimension.
+        like: of the same shape.
+    """
     if not isinstance(like, DTensor):
-        return value
+        return whole(value)
+    if isinstance(value, DTensor):
+        assert (value.shape, value.placements) == (like.shape, like.placements)
+        return DTensor.from_local(
+            value.to_local(),
+            like.device_mesh,
+            like.placements,
+            run_check=False,
+            shape=like.shape,
+            stride=like.stride(),
+        )
     return distribute_tensor(
         value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load whole tensors into a module, sliced or not."""
+    """Load tensors, whole or in slices, into a module, sliced or not; all must ask."""
     current = module.state_dict()
     module.load_state_dict({k: sliced_like(v, current[k]) for k, v in weights.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load an optimizer's whole state; moments are cut as their parameters are."""
+    """Load an optimizer's state, whole or in slices; moments are cut as their parameters are."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         index: {

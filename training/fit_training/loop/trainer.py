@@ -38,7 +38,6 @@ from fit_training.loop.sharding import (
     load_weights,
     shard,
     sliced_like,
-    whole_tree,
 )
 
 _VALIDATION_SEED = 1234
@@ -114,21 +113,27 @@ class Trainer:
         return SamplePlan(tuple(range(len(self.data.class_names))))
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs, whatever the number of processes then; all must ask."""
+        """All that `restore` needs, whatever the number of processes then.
+
+        Tensors are the run's own, neither copied nor gathered: of slices, this process's.
+        """
         return {
             "config": self.config.to_dict(),
-            "network": whole_tree(dict(self.network.state_dict())),
-            "head": whole_tree(dict(self.head.state_dict())),
-            "averaged": whole_tree(self.averaged.weights),
+            "network": dict(self.network.state_dict()),
+            "head": dict(self.head.state_dict()),
+            "averaged": self.averaged.weights,
             "averaged_updates": self.averaged.num_updates,
-            "optimizers": [whole_tree(o.state_dict()) for o in self.optimizers],
+            "optimizers": [o.state_dict() for o in self.optimizers],
             "progress": [self.step, self.epoch, self.position, self.images_seen],
             "num_images": len(self.data),
             "latents": [self.data.latent_shift, self.data.latent_scale],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; a data folder that grew since starts a new epoch."""
+        """Go on where `state` was taken; a data folder that grew since starts a new epoch.
+
+        Its tensors are whole, or in slices along their first dimension; all must ask.
+        """
         load_weights(self.network, state["network"])
         load_weights(self.head, state["head"])
         mine = {k: sliced_like(v, self.averaged.weights[k]) for k, v in state["averaged"].items()}

@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("learning_rate", 0.0), ("warmup_steps", 0), ("average", 1.0), ("average", -1)],
+    [("steps", -1), ("learning_rate", 0.0), ("warmup_steps", 0), ("average", 1.0), ("average", -1)],
 )
 def test_a_plan_out_of_range_is_refused(field, value):
     with pytest.raises(ValueError, match=f"{field}: {value}"):

@@ -15,16 +15,18 @@ from fit_training.autoencoder.averaged_training import TrainingPlan
 from fit_training.autoencoder.distillation import (
     DistillationConfig,
     DistillationProgress,
-    PartShape,
     distill_autoencoder,
 )
+from fit_training.autoencoder.generated_pairs import GeneratedConfig, write_generated_pairs
 from fit_training.autoencoder.image_pairs import PairConfig, write_image_pairs
 from fit_training.autoencoder.quality import measure_autoencoder
 from fit_training.autoencoder.reconstruction import LossWeights
+from fit_training.autoencoder.student import PartShape
 from fit_training.preparation.sources.opening import open_photographs
 from support.feature_weights import write_feature_weights
 from support.photograph_archives import write_archive
 from support.small_autoencoders import write_small_autoencoder
+from support.toy_bundle import make_toy_bundle
 
 PHOTOGRAPHS = [("owl", 48, 32), ("fox", 32, 40), ("elk", 32, 32)]
 PLAN = TrainingPlan(steps=6, warmup_steps=2, average=0.5)
@@ -40,6 +42,22 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory) -> Path:
+    """Latents of a transformer, and what the teacher decodes them to."""
+    folder = tmp_path_factory.mktemp("latents")
+    write_generated_pairs(
+        GeneratedConfig(
+            model=str(make_toy_bundle(folder / "bundle")),
+            teacher=write_small_autoencoder(folder / "teacher", seed=3),
+            folder=folder / "generated",
+            count=3,
+            sizes=((2, 3),),
+        )
+    )
+    return folder / "generated"
+
+
 @pytest.fixture
 def config(source, tmp_path) -> DistillationConfig:
     return DistillationConfig(
@@ -51,7 +69,7 @@ def config(source, tmp_path) -> DistillationConfig:
         decoder_plan=PLAN,
         encoder_plan=PLAN,
         batch_pixels=2048,
-        loss=LossWeights(features=0, feature_texture=0),
+        loss=LossWeights(features=0, feature_texture=0, deep_features=0),
         report_every_steps=2,
         save_every_s=0,
     )
@@ -139,6 +157,47 @@ def test_a_loss_that_is_no_number_stops_training(config):
         distill_autoencoder(dataclasses.replace(config, decoder_plan=plan))
 
 
+def test_a_start_is_exported_as_it_was_while_nothing_is_learned(config, tmp_path):
+    start = write_small_autoencoder(tmp_path / "start", seed=9)
+    still = dataclasses.replace(PLAN, steps=0)
+    asked = dataclasses.replace(config, start=start, decoder_plan=still, encoder_plan=still)
+    exported, latents_1C44 = distill_autoencoder(asked), torch.randn(1, 4, 4, 4)
+    before, after = Autoencoder.from_folder(start), Autoencoder.from_folder(exported)
+    change = before.decode(latents_1C44).int() - after.decode(latents_1C44).int()
+    assert change.abs().max() <= 1  # the export is float16
+
+
+def test_a_run_on_generated_pairs_too_goes_on_as_if_never_stopped(config, generated, tmp_path):
+    start = write_small_autoencoder(tmp_path / "start", seed=9)
+    asked = dataclasses.replace(config, generated=generated, start=start)
+    reports: list[DistillationProgress] = []
+    whole = distill_autoencoder(asked, reports.append)
+    assert "photograph" in reports[0].terms
+    twin = dataclasses.replace(asked, folder=tmp_path / "twin")
+
+    def stop(progress: DistillationProgress) -> None:
+        raise InterruptedError
+
+    for _ in range(4):
+        with pytest.raises(InterruptedError):
+            distill_autoencoder(twin, stop)
+    assert (whole / WEIGHTS_NAME).read_bytes() == (
+        distill_autoencoder(twin) / WEIGHTS_NAME
+    ).read_bytes()
+    without = dataclasses.replace(asked, generated=None, folder=tmp_path / "without")
+    assert (whole / WEIGHTS_NAME).read_bytes() != (
+        distill_autoencoder(without) / WEIGHTS_NAME
+    ).read_bytes()
+
+
+def test_latents_without_a_photograph_need_none(config, generated):
+    asked = dataclasses.replace(config, generated=generated, generated_share=1.0)
+    reports: list[DistillationProgress] = []
+    distill_autoencoder(asked, reports.append)
+    assert "photograph" not in reports[0].terms
+    assert reports[0].terms["total"] > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -146,6 +205,8 @@ def test_a_loss_that_is_no_number_stops_training(config):
         ({"batch_pixels": 0}, "batch_pixels: 0 is less than 1"),
         ({"report_every_steps": 0}, "report_every_steps: 0"),
         ({"noisy_share": 1.5}, r"noisy_share: 1\.5"),
+        ({"generated_share": -0.5}, r"generated_share: -0\.5"),
+        ({"dtype": "int8"}, "dtype: 'int8' is not one of bfloat16, float32"),
         ({"noise": -0.1}, r"noise: -0\.1"),
     ],
 )

@@ -9,10 +9,8 @@ import torch
 from fit_models.autoencoder import Autoencoder
 from fit_training.autoencoder.image_pairs import (
     INDEX_NAME,
-    ImagePairs,
     PairConfig,
     cut_tiles,
-    draw_batch,
     load_image_pairs,
     write_image_pairs,
 )
@@ -59,13 +57,14 @@ def test_latents_and_decoded_images_are_the_teachers_of_each_tile(config):
     pairs = load_image_pairs(config.folder)
     assert len(pairs) > 1
     for group in pairs:
+        assert group.images_B3HW is not None
         assert torch.equal(group.latents_B4hw, teacher.encode(group.images_B3HW).half())
         assert torch.equal(group.decoded_B3HW, teacher.decode(group.latents_B4hw))
 
 
 def test_every_tile_is_kept_once(config):
     write_image_pairs(config)
-    written = sum(len(group.images_B3HW) for group in load_image_pairs(config.folder))
+    written = sum(len(group.decoded_B3HW) for group in load_image_pairs(config.folder))
     cut = sum(
         len(cut_tiles(invented_photograph(width, height, number), config, f"0/{number}"))
         for number, (_, width, height) in enumerate(SIZES)
@@ -115,30 +114,3 @@ def test_a_folder_of_another_config_is_refused(config):
 def test_a_config_that_cannot_be_is_refused(config, change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, **change)
-
-
-def invented_pairs(count: int, height: int, width: int, level: int) -> ImagePairs:
-    pixels = torch.full((count, 3, height, width), level, dtype=torch.uint8)
-    return ImagePairs(pixels, torch.zeros(count, 4, height // 8, width // 8).half(), 255 - pixels)
-
-
-def test_a_batch_has_one_size_the_asked_area_and_the_networks_range():
-    pairs = [invented_pairs(5, 16, 16, 0), invented_pairs(3, 16, 32, 255)]
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        batch = draw_batch(pairs, 2048, generator, "cpu")
-        height, width = batch.images_B3HW.shape[2:]
-        assert batch.num_pixels == 2048
-        assert batch.latents_B4hw.shape[2:] == (height // 8, width // 8)
-        value = -1.0 if (height, width) == (16, 16) else 1.0
-        assert batch.images_B3HW.unique().tolist() == [value]
-        assert batch.decoded_B3HW.unique().tolist() == [-value]
-
-
-def test_sizes_are_drawn_by_their_share_of_pixels():
-    pairs = [invented_pairs(30, 16, 16, 0), invented_pairs(5, 32, 32, 255)]  # 3 : 2
-    generator = torch.Generator().manual_seed(0)
-    small = sum(
-        draw_batch(pairs, 1024, generator, "cpu").images_B3HW.shape[2] == 16 for _ in range(400)
-    )
-    assert 200 <= small <= 280  # 240 expected, four standard deviations to either side

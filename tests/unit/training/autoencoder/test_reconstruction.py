@@ -15,7 +15,7 @@ from fit_training.autoencoder.reconstruction import (
 from fit_training.feature_network import load_feature_network
 from support.feature_weights import write_feature_weights
 
-WITHOUT_FEATURES = LossWeights(features=0, feature_texture=0)
+WITHOUT_FEATURES = LossWeights(features=0, feature_texture=0, deep_features=0)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def test_equal_images_cost_nothing(feature_network):
     terms = ReconstructionLoss(LossWeights(), feature_network)(image, image, image)
     assert set(terms) == {
         *("pixels", "colour", "edges", "texture", "features", "feature_texture"),
-        *("photograph", "total"),
+        *("photograph", "deep_features", "total"),
     }
     assert all(value == 0 for value in terms.values())
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms(feature_network):
-    weights = LossWeights(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    weights = LossWeights(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
     terms = ReconstructionLoss(weights, feature_network)(noise(0), noise(1), noise(2))
     total = sum(getattr(weights, name) * value for name, value in terms.items() if name != "total")
     torch.testing.assert_close(terms["total"], total)

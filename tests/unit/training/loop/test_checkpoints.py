@@ -13,10 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fit_training.loop.checkpoint_files import CHECKSUMS, RUN, STATE
 from fit_training.loop.checkpoints import (
-    CHECKSUMS,
-    RUN,
-    STATE,
     load_newest_checkpoint,
     read_checkpoint,
     remove_unfinished,

@@ -1,6 +1,7 @@
 """An epoch shows every image, within the token budget, and is the same every time it is asked."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,82 @@ def test_within_a_class_every_image_comes_equally_often(data: LatentDataset, cla
 def test_at_balance_1_an_epoch_is_every_image_once(data: LatentDataset):
     for epoch in range(5):
         assert (counts(data, data.epoch(30, 1.0, 0, epoch)) == 1).all()
+
+
+# (label, images) of photographs: FiT's rule makes four of a large one and two of a small one.
+PHOTOGRAPHS = ((0, 4), (0, 2), (0, 2), (0, 4), (0, 2), (1, 2), (1, 4), (2, 4), (3, 2))
+
+
+def write_photographs(folder: Path, photographs: Sequence[tuple[int, int]]) -> LatentDataset:
+    """Photograph by photograph within a variant, variant by variant, as `prepare` does it."""
+    made = [
+        (photo, label)
+        for variant in range(4)
+        for photo, (label, images) in enumerate(photographs)
+        if variant < images
+    ]
+    images = [(label, 1 + photo % 2, 2) for photo, label in made]
+    photos = [photo for photo, _ in made]
+    return LatentDataset(write_toy_latents(folder, images, photos=photos, num_shards=3))
+
+
+def draws_by_photograph(
+    data: LatentDataset, photographs: Sequence[tuple[int, int]], balance: float, epoch: int
+) -> list[np.ndarray]:
+    """How often each image of each photograph is drawn."""
+    drawn = np.bincount(np.concatenate(data.epoch(30, balance, 0, epoch)), minlength=len(data))
+    photos = np.array([p for v in range(4) for p, (_, n) in enumerate(photographs) if v < n])
+    return [drawn[photos == photo] for photo in range(len(photographs))]
+
+
+@pytest.mark.parametrize("class_balance", [0.0, 0.5, 1.0])
+def test_a_photograph_weighs_the_same_whether_it_became_two_images_or_four(
+    tmp_path: Path, class_balance: float
+):
+    data = write_photographs(tmp_path, PHOTOGRAPHS)
+    for epoch in range(10):
+        drawn = draws_by_photograph(data, PHOTOGRAPHS, class_balance, epoch)
+        for images in drawn:  # within a photograph its images take turns
+            assert images.max() - images.min() <= 1
+        for label in range(len(CLASS_NAMES)):
+            pairs = zip(drawn, PHOTOGRAPHS, strict=True)
+            of_class = [images.sum() for images, (own, _) in pairs if own == label]
+            assert max(of_class) - min(of_class) <= 1
+
+
+def test_large_photographs_change_neither_the_epochs_length_nor_the_classes_shares(tmp_path: Path):
+    data = write_photographs(tmp_path, PHOTOGRAPHS)
+    per_label = np.bincount([label for label, _ in PHOTOGRAPHS])
+    wanted = per_label / per_label.sum() * len(data)
+    for epoch in range(10):
+        drawn = draws_by_photograph(data, PHOTOGRAPHS, 1.0, epoch)
+        labels = [label for label, _ in PHOTOGRAPHS]
+        found = np.bincount(labels, weights=[images.sum() for images in drawn])
+        assert (np.abs(found - wanted) <= 1.0).all()
+
+
+def test_over_many_epochs_a_photographs_images_come_evenly(tmp_path: Path):
+    data = write_photographs(tmp_path, PHOTOGRAPHS)
+    plans = [draws_by_photograph(data, PHOTOGRAPHS, 1.0, epoch) for epoch in range(300)]
+    for photo in range(len(PHOTOGRAPHS)):
+        drawn = np.sum([plan[photo] for plan in plans], axis=0)
+        np.testing.assert_allclose(drawn / drawn.mean(), 1.0, atol=0.1)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 4), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 5))
+def test_where_all_photographs_became_as_many_images_every_image_comes_equally_often(
+    tmp_path_factory: pytest.TempPathFactory, variants: int, class_balance: float, epoch: int
+):
+    photographs = [(label, variants) for label in (0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 3)]
+    data = write_photographs(tmp_path_factory.mktemp("latents"), photographs)
+    drawn = draws_by_photograph(data, photographs, class_balance, epoch)
+    for label in range(len(CLASS_NAMES)):
+        pairs = zip(drawn, photographs, strict=True)
+        of_class = np.concatenate([images for images, (own, _) in pairs if own == label])
+        assert of_class.max() - of_class.min() <= 1
+    if class_balance == 1.0:
+        assert (np.concatenate(drawn) == 1).all()
 
 
 @pytest.mark.parametrize("class_balance", [0.0, 0.5])

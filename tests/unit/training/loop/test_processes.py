@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fit_training.export import read_run
+from fit_training.loop.checkpoint_files import CHECKSUMS, RUN, STATE, slices_name
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentDataset
 from fit_training.loop.processes import Processes, one_process, processes_of_environment
@@ -58,7 +60,10 @@ def runs(config: TrainConfig) -> dict[str, TrainConfig]:
     name = "checkpoint-00000003"
     shutil.copytree(Path(config.output) / name, Path(together["joined"].output) / name)
     stops = {"stopped": 4}
-    train_in_processes(2, [Run(run, stops.get(name, 0)) for name, run in together.items()])
+    started = [Run(run, stops.get(name, 0)) for name, run in together.items()]
+    again = beside(config, "again")
+    train_in_processes(2, [*started, Run(again, 4), Run(again)])
+    together["again"] = again
     return {**alone, **together}
 
 
@@ -71,6 +76,11 @@ def assert_same_weights(one: TrainConfig, other: TrainConfig, limit: float) -> N
             found = right[part][name]
             assert type(found) is torch.Tensor
             assert (found - weight).abs().max() < limit, name
+    for one_saved, other_saved in zip(left["optimizers"], right["optimizers"], strict=True):
+        for index, moments in one_saved["state"].items():
+            for name, moment in moments.items():
+                found = other_saved["state"][index][name]
+                assert (found - moment).abs().max() < max(limit, 1e-4), (index, name)
 
 
 def assert_same_log(one: TrainConfig, other: TrainConfig, first: int = 1) -> None:
@@ -117,6 +127,43 @@ def test_a_signal_to_one_process_stops_all_and_one_goes_on(runs: dict[str, Train
     train(stopped)
     assert_same_log(runs["alone"], stopped)
     assert_same_weights(runs["alone"], stopped, 1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_two_were(runs: dict[str, TrainConfig]):
+    assert_same_log(runs["alone"], runs["again"])
+    assert_same_weights(runs["alone"], runs["again"], 1e-5)
+
+
+@pytest.mark.slow
+def test_of_two_processes_each_saves_its_slices(runs: dict[str, TrainConfig]):
+    (path,) = Path(runs["two"].output).glob(f"checkpoint-*{NUM_STEPS}")
+    files = {one.name: one.stat().st_size for one in path.iterdir()}
+    assert files.keys() == {slices_name(0), slices_name(1), RUN, CHECKSUMS}
+    (alone,) = Path(runs["alone"].output).glob(f"checkpoint-*{NUM_STEPS}/{STATE}")
+    assert max(files[slices_name(0)], files[slices_name(1)]) < 0.75 * alone.stat().st_size
+
+
+@pytest.mark.slow
+def test_a_damaged_slice_leads_back_to_the_checkpoint_before(
+    runs: dict[str, TrainConfig], tmp_path: Path
+):
+    damaged = replace(runs["two"], output=str(tmp_path / "damaged"))
+    shutil.copytree(runs["two"].output, damaged.output)
+    path = Path(damaged.output) / f"checkpoint-{NUM_STEPS:08d}" / slices_name(1)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert saved(damaged)["progress"][0] == 3
+    train(damaged)
+    assert_same_weights(runs["alone"], damaged, 1e-5)
+
+
+@pytest.mark.slow
+def test_what_two_processes_saved_is_exported_as_what_one_saved(runs: dict[str, TrainConfig]):
+    alone, two = (read_run(Path(runs[name].output)) for name in ("alone", "two"))
+    assert (two.model_config, two.images_seen) == (alone.model_config, alone.images_seen)
+    assert two.weights.keys() == alone.weights.keys()
+    for name, weight in alone.weights.items():
+        assert (two.weights[name] - weight).abs().max() < 1e-5, name
 
 
 @pytest.mark.slow
