@@ -29,7 +29,8 @@ def load_weights(
         network: its parameters are replaced; buffers must be in the files too.
         source: a `.safetensors` file, or a folder with one or with shards and their index.
         device: where the weights go.
-        dtype: of the weights in memory.
+        dtype: of the floating-point weights in memory; those whose names end as the network's
+            `float32_weights` say stay float32.
 
     Raises:
         ValueError: a file is absent or broken, or a name or shape does not match exactly.
@@ -38,8 +39,10 @@ def load_weights(
     tensors = {key.removeprefix("module."): tensor for key, tensor in stored.items()}
     check_names(network, tensors, source)
     del stored  # each tensor goes once it is converted
+    exact = tuple(getattr(network, "float32_weights", ()))
     for key, tensor in tensors.items():
-        tensors[key] = tensor.to(device=device, dtype=dtype)
+        wanted = torch.float32 if key.endswith(exact) and exact else dtype
+        tensors[key] = converted(tensor, wanted).to(device)
     network.load_state_dict(tensors, strict=True, assign=True)
 
 
@@ -141,12 +144,17 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype |
         bytes of all tensors, as written.
     """
     written = {
-        key: tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        key: converted(tensor.detach().to("cpu"), dtype).contiguous()
         for key, tensor in tensors.items()
     }
     save_file(written, path, metadata={"format": "pt"})
     path.chmod(0o644)  # the library writes for the owner alone; a server often is somebody else
     return sum(tensor.nbytes for tensor in written.values())
+
+
+def converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in a dtype if it holds floating-point numbers; packed bytes stay what they are."""
+    return tensor.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor
 
 
 def _plan_shards(
@@ -155,7 +163,8 @@ def _plan_shards(
     shards: list[list[str]] = [[]]
     size = 0
     for key, tensor in state.items():
-        num_bytes = tensor.numel() * (dtype or tensor.dtype).itemsize
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        num_bytes = tensor.numel() * wanted.itemsize
         if shards[-1] and size + num_bytes > max_shard_bytes:
             shards.append([])
             size = 0

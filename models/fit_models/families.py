@@ -30,6 +30,7 @@ from fit_models.networks import (
     flag_dit_config,
     mdt_config,
     next_dit_config,
+    terdit_config,
 )
 from fit_models.networks.diffit import DiffiT
 from fit_models.networks.diffit_config import NAMED_DIFFIT_CONFIGS, DiffiTConfig
@@ -46,9 +47,11 @@ from fit_models.networks.mdt import MDT
 from fit_models.networks.mdt_config import NAMED_MDT_CONFIGS, MDTConfig
 from fit_models.networks.next_dit import NextDiT
 from fit_models.networks.next_dit_config import NAMED_NEXT_DIT_CONFIGS, NextDiTConfig
+from fit_models.networks.terdit import TerDiT
+from fit_models.networks.terdit_config import NAMED_TERDIT_CONFIGS, TerDiTConfig
 from fit_models.rope import rope_table
 
-Network = FiTv2 | FiTv1 | DiT | MDT | DiffiT | DiMR | FlagDiT | NextDiT
+Network = FiTv2 | FiTv1 | DiT | MDT | DiffiT | DiMR | FlagDiT | NextDiT | TerDiT
 NetworkConfig = (
     ModelConfig
     | FiTv1Config
@@ -58,6 +61,7 @@ NetworkConfig = (
     | DiMRConfig
     | FlagDiTConfig
     | NextDiTConfig
+    | TerDiTConfig
 )
 VELOCITY, NOISE = "velocity", "noise"
 SOLVERS: dict[str, Callable[[int], Trajectory]] = {
@@ -189,6 +193,16 @@ _FAMILIES = (
         trained_side=lambda _config: 16,  # latents of 32x32 in every release
         check_size=next_dit_config.check_size,
         prediction=_always(VELOCITY),
+    ),
+    Family(
+        name="TerDiT",
+        network=TerDiT,
+        config=TerDiTConfig,
+        named_configs=NAMED_TERDIT_CONFIGS,
+        position_tables=terdit_config.position_tables,
+        trained_side=lambda config: config.trained_grid,
+        check_size=terdit_config.check_size,
+        prediction=_always(NOISE),
     ),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fit_kernels.ternary_weights import pack_ternary
 from fit_models.bundle import SamplingDefaults
 from fit_models.config import NAMED_CONFIGS
 from fit_models.families import Network, NetworkConfig, family_of, samplers_of
@@ -16,6 +17,8 @@ from fit_models.networks.fitv1_config import FiTv1Config
 from fit_models.networks.flag_dit_config import FlagDiTConfig
 from fit_models.networks.mdt_config import MDTConfig
 from fit_models.networks.next_dit_config import NextDiTConfig
+from fit_models.networks.terdit_config import TerDiTConfig
+from fit_models.ternary import TernaryLinear
 from support.toy_bundle import CLASS_NAMES, make_toy_bundle, open_gates
 
 _CLASSES = len(CLASS_NAMES)
@@ -48,6 +51,15 @@ TOY_CONFIGS: dict[str, NetworkConfig] = {
     ),
     "FlagDiT": _FLAG,
     "LargeDiT": replace(_FLAG, prediction="noise"),
+    "TerDiT": TerDiTConfig(
+        hidden_size=48,
+        depth=2,
+        num_heads=2,
+        num_classes=_CLASSES,
+        trained_grid=4,
+        mlp_multiple=16,
+        qk_norm=True,
+    ),
     "NextDiT": NextDiTConfig(
         hidden_size=48, depth=2, num_heads=2, num_classes=_CLASSES, multiple_of=16
     ),
@@ -77,6 +89,11 @@ def toy_network(name: str, seed: int = 0) -> Network:
         for parameter in network.parameters():
             nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.1)
         open_gates(network)
+        for module in network.modules():
+            if isinstance(module, TernaryLinear):
+                shape = (module.out_features, module.in_features)
+                module.weight.copy_(pack_ternary(torch.randint(-1, 2, shape).float()))
+                module.alphas.fill_(module.in_features**-0.5)
     return network.eval().requires_grad_(False)
 
 

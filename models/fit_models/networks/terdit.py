@@ -132,6 +132,8 @@ class TerDiT(nn.Module):
         linear: the blocks' linear layers: `TernaryLinear` to serve, `FakeTernaryLinear` to train.
     """
 
+    float32_weights = (".alphas",)  # one number scales a whole matrix
+
     def __init__(self, config: TerDiTConfig, linear: MakeLinear = TernaryLinear) -> None:
         super().__init__()
         self.config = config

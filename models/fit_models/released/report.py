@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fit_models.checkpoint import converted
 from fit_models.families import family_of
 from fit_models.released.recognition import Recognised
 from fit_models.released.state_dict import ReleasedWeights
@@ -68,7 +69,7 @@ def differing(
     return [
         name
         for name, tensor in source.items()
-        if not _same_bits(tensor.to(dtype or tensor.dtype), written[name])
+        if not _same_bits(converted(tensor, dtype), written[name])
     ]
 
 

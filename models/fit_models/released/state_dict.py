@@ -71,6 +71,7 @@ def read_released(
     )
     flat, stripped = _unwrap(held, wrapper, files[0])
     flat, prefixes = _strip_prefix(flat)
+    flat = {name: value for name, value in flat.items() if not str(name).endswith(_INDEX)}
     tensors = {name: _dense(name, tensor, files[0]) for name, tensor in flat.items()}
     return ReleasedWeights(
         files=tuple(files),
@@ -107,6 +108,10 @@ def released_files(source: Path) -> list[Path]:
     return found
 
 
+# Buffers of offsets in MDT's and DiffiT's blocks: a closed form, which networks make themselves.
+_INDEX = "relative_position_index"
+
+
 def _unwrap(held: Any, wrapper: str | None, path: Path) -> tuple[Mapping[str, Any], list[str]]:
     if not isinstance(held, Mapping) or not held:
         raise ValueError(f"weights: {path} holds a {type(held).__name__}, not a dict of tensors")
@@ -138,8 +143,10 @@ def _dense(name: Any, value: Any, path: Path) -> Tensor:
         )
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         raise ValueError(f"weights: {name} in {path} is not a dense tensor")
-    if not value.is_floating_point():
-        raise ValueError(f"weights: {name} in {path} is {value.dtype}, not floating point")
+    if not value.is_floating_point() and value.dtype != torch.uint8:
+        raise ValueError(
+            f"weights: {name} in {path} is {value.dtype}, neither floating point nor packed bytes"
+        )
     return value.detach()
 
 

@@ -64,7 +64,10 @@ def test_flags_reach_the_bundle(tmp_path: Path, sources: dict[str, str]) -> None
     bundle = load_bundle(str(tmp_path / "b"))
     assert (bundle.name, bundle.class_names) == ("mine", ("ant", "bee", "car"))
     assert bundle.defaults == SamplingDefaults(7, 2.5, (0.25, 0.75), "heun")
-    assert (bundle.fitv2("these tests").config.num_heads, bundle.model_config.guided_channels) == (4, 4)
+    assert (bundle.fitv2("these tests").config.num_heads, bundle.model_config.guided_channels) == (
+        4,
+        4,
+    )
 
 
 def test_a_pickle_needs_its_flag(tmp_path: Path, sources: dict[str, str]) -> None:

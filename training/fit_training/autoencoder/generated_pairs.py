@@ -94,7 +94,7 @@ def sample_latents(bundle: Bundle, rows: int, columns: int, numbers: range, seed
 
     Picture i is of class i modulo their number. What noise it gets depends on `seed` and i alone.
     """
-    network, defaults = bundle.network, bundle.defaults
+    network, defaults = bundle.fitv2("generated pairs"), bundle.defaults
     config, device = network.config, bundle.device
     labels_B = torch.tensor([number % len(bundle.class_names) for number in numbers])
     guidance = Guidance(defaults.guidance_scale, defaults.guidance_interval)

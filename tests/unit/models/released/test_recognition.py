@@ -74,36 +74,9 @@ def test_the_mlp_is_as_wide_as_its_tensors(width: int, mlp_ratio: float):
     config = replace(TOY, hidden_size=width, depth=1, mlp_ratio=mlp_ratio, num_heads=1)
     shapes = shapes_of(config)
     found = recognise(shapes, 4, num_heads=1)
+    assert isinstance(found.config, ModelConfig)
     assert found.config.mlp_hidden == config.mlp_hidden
     assert shapes_of(found.config) == shapes
-
-
-def fit_v1(width: int = 48, depth: int = 2) -> Shapes:
-    """Twelve tensors a block, adaLN in one product, 32 output channels, no global adaLN."""
-    shapes = shapes_of(replace(TOY, depth=depth))
-    for i in range(depth):
-        del shapes[f"blocks.{i}.adaLN_modulation.2.weight"]
-        del shapes[f"blocks.{i}.adaLN_modulation.2.bias"]
-        shapes[f"blocks.{i}.adaLN_modulation.1.weight"] = (6 * width, width)
-        shapes[f"blocks.{i}.adaLN_modulation.1.bias"] = (6 * width,)
-    for end in ("weight", "bias"):
-        del shapes[f"global_adaLN_modulation.1.{end}"]
-    shapes["final_layer.linear.weight"], shapes["final_layer.linear.bias"] = (32, width), (32,)
-    return shapes
-
-
-def test_fit_v1_is_known_and_not_served():
-    with pytest.raises(ValueError, match="this is FiT v1, which is not served yet"):
-        recognise(fit_v1(), 4)
-
-
-def test_dit_is_known_and_not_served():
-    names = ("pos_embed", "x_embedder.proj.weight", "blocks.0.attn.qkv.weight")
-    dit: Shapes = dict.fromkeys(
-        (*names, "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"), (4, 4)
-    )
-    with pytest.raises(ValueError, match="this is DiT or SiT, which is not served yet"):
-        recognise(dit, 4)
 
 
 def test_the_first_strange_names_are_listed():
