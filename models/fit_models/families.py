@@ -251,6 +251,15 @@ def position_widths(config: NetworkConfig) -> tuple[int, int]:
     return first.shape[1], second.shape[1]
 
 
+def takes_grid(rows: int, columns: int, config: NetworkConfig) -> bool:
+    """Whether a network can do a grid."""
+    try:
+        family_of(config).check_size(rows, columns, config)
+    except ValueError:
+        return False
+    return True
+
+
 def prediction_of(config: NetworkConfig) -> str:
     """What a network returns, `VELOCITY` or `NOISE`."""
     return family_of(config).prediction(config)

@@ -9,11 +9,11 @@ import numpy
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from test_http_neighbours import serving
 
 from fit_models.released.conversion import BundleOptions, convert_released
 from support.small_autoencoders import write_small_autoencoder
 from support.toy_families import TOY_CONFIGS, make_family_bundle, toy_grids, toy_network
+from support.whole_server import serving
 
 CONVERTED = {"FiTv1": "noise", "DiT": "noise", "SiT": "velocity"}
 PIXELS = 16  # of a token

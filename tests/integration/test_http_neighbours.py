@@ -2,18 +2,14 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy
-from fastapi import FastAPI
 from PIL import Image
 
-from fit_serve.app import assemble, http_app
-from fit_serve.settings import load_settings
+from support.whole_server import serving
 
 JSON = {"accept": "application/json"}
 
@@ -27,19 +23,6 @@ ASKED: list[dict[str, Any]] = [
     {"class": "heron", "height": 64, "width": 32, "seed": 5, "guidance_scale": 4.0},
     {"class": "teapot", "height": 32, "width": 32, "seed": 6, "num_inference_steps": 1},
 ]
-
-
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A whole server on the toy bundle, without a socket."""
-    flags = {"model": str(folder), "device": "cpu", "max_num_seqs": 5, "max_queued_requests": 20}
-    app: FastAPI = http_app(assemble(load_settings(flags)))
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://toy", timeout=60) as client,
-    ):
-        yield client
 
 
 async def picture(client: httpx.AsyncClient, asked: dict[str, Any]) -> numpy.ndarray:

@@ -122,6 +122,7 @@ def _requests(bundle: Bundle, config: BenchConfig) -> list[SequenceRequest]:
         scale,
         defaults.guidance_interval,
         config.seed,
+        defaults.sampler,
     )
 
 

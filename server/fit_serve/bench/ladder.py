@@ -174,6 +174,7 @@ def _requests(bundle: Bundle, config: LadderConfig) -> list[SequenceRequest]:
         bundle.defaults.guidance_scale if scale is None else scale,
         bundle.defaults.guidance_interval,
         config.seed,
+        bundle.defaults.sampler,
     )
 
 

@@ -66,6 +66,7 @@ def make_requests(
     guidance_scale: float,
     guidance_interval: tuple[float, float],
     seed: int,
+    sampler: str = "euler",
 ) -> list[SequenceRequest]:
     """Draw requests.
 
@@ -92,7 +93,7 @@ def make_requests(
                 num_inference_steps=kind.num_inference_steps,
                 guidance_scale=guidance_scale,
                 guidance_interval=guidance_interval,
-                sampler="euler",
+                sampler=sampler,
             )
         )
     return requests

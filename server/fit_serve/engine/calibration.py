@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fit_models.bundle import Bundle
-from fit_models.families import NetworkConfig, family_of, position_tables
+from fit_models.families import NetworkConfig, family_of, position_tables, takes_grid
 from fit_models.modulation import modulation_source
 from fit_models.packing import pack_layout
 from fit_serve.engine.buckets import default_buckets
@@ -180,25 +180,17 @@ def shapes_for(config: NetworkConfig, device: torch.device) -> list[PackShape]:
     """
     trained = family_of(config).trained_side(config)
     side = max(1, trained // 2) if device.type == "cpu" else trained
-    if not _takes(config, side):
+    if not takes_grid(side, side, config):
         side = trained
     totals = _CPU_TOTALS if device.type == "cpu" else _GPU_TOTALS
     curve = (PackShape((side, side), max(1, round(total / side**2))) for total in totals)
     long = (
         PackShape((longer, longer), count)
         for longer in sorted({trained, 2 * trained} - {side})
-        if _takes(config, longer)
+        if takes_grid(longer, longer, config)
         for count in _LONG_COUNTS
     )
     return list(dict.fromkeys((*curve, *long)))
-
-
-def _takes(config: NetworkConfig, side: int) -> bool:
-    try:
-        family_of(config).check_size(side, side, config)
-    except ValueError:
-        return False
-    return True
 
 
 def device_name(device: torch.device) -> str:

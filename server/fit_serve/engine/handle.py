@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fit_models.bundle import Bundle
 from fit_models.device import use_fast_float32_matmul
+from fit_models.families import family_of, samplers_of, takes_grid
 from fit_serve.engine.admission import Admission
 from fit_serve.engine.budget import calibration_of, step_limits
 from fit_serve.engine.config import EngineConfig
@@ -118,8 +119,7 @@ class EngineHandle:
         )
         self._runner.execution.warm_up(self._runner.rope)
         self._thread.start()
-        side = 4 * self.bundle.pixels_per_token
-        warm_up = SequenceRequest("warm-up", 0, side, side, 0, 2, 2.0, (0.0, 1.0), "euler")
+        warm_up = self._warm_up_request()
         try:
             with self._lock:
                 (future,) = self._accept([self._plan(warm_up)], None)
@@ -130,6 +130,13 @@ class EngineHandle:
         with self._lock:
             if self._phase == "starting":
                 self._phase = "ready"
+
+    def _warm_up_request(self) -> SequenceRequest:
+        """A small picture in two steps, of a size and with a sampler that the network takes."""
+        model = self.bundle.model_config
+        tokens = 4 if takes_grid(4, 4, model) else family_of(model).trained_side(model)
+        side, sampler = tokens * self.bundle.pixels_per_token, samplers_of(model)[0]
+        return SequenceRequest("warm-up", 0, side, side, 0, 2, 2.0, (0.0, 1.0), sampler)
 
     def ready(self) -> bool:
         """Whether sequences are accepted."""
