@@ -94,6 +94,10 @@ test-slow: $(STAMP) ## tests that take more than a few seconds
 test-interpreter: $(STAMP) ## Triton kernels in Triton's interpreter, on the CPU
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter $(ARGS)
 
+.PHONY: parity
+parity: $(STAMP) ## every recorded run of the authors' code against ours, as a table
+	@$(BIN)/python -m pytest -q -m "not gpu" tests/unit/models --parity $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(STAMP) ## tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from fit_models.adapter import load_adapter
 from fit_models.adapter_merge import merge_adapters
 from fit_models.autoencoder import Autoencoder
 from fit_models.checkpoint import load_weights, save_weights
+from fit_models.config import ModelConfig
 from fit_models.device import resolve_device, resolve_dtype
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.step_cache import GENERIC_PROFILE, PredictionProfile
@@ -99,10 +100,10 @@ class Bundle:
         Raises:
             ValueError: the network is of another family.
         """
-        if not isinstance(self.network, FiTv2):
+        if not isinstance(self.model_config, ModelConfig):
             family = family_of(self.model_config).name
             raise ValueError(f"model {self.name!r} is a {family}; {purpose} are for FiTv2")
-        return self.network
+        return cast(FiTv2, self.network)
 
     @property
     def device(self) -> torch.device:

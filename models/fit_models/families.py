@@ -278,6 +278,8 @@ def trajectory_of(config: NetworkConfig, sampler: str, num_inference_steps: int)
         ValueError: the network is not sampled so, or the number of steps cannot be.
     """
     rules = samplers_of(config)
+    if sampler not in ALL_SAMPLERS:
+        raise ValueError(f"sampler {sampler!r} is unknown; known: {', '.join(rules)}")
     if sampler not in rules:
         raise ValueError(
             f"sampler {sampler!r} is not for {family_of(config).name}, which predicts the "

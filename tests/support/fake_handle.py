@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
+from fit_models.config import ModelConfig
 from support.fake_engine import CLASS_NAMES, FakeEngine
 
 BUNDLE = SimpleNamespace(
@@ -12,7 +13,7 @@ BUNDLE = SimpleNamespace(
     device=torch.device("cpu"),
     dtype=torch.float32,
     class_names=CLASS_NAMES,
-    model_config=SimpleNamespace(patch_size=2, head_dim=64),
+    model_config=ModelConfig(hidden_size=128, depth=2, num_heads=2, adaln_lora_dim=8),
     autoencoder=SimpleNamespace(downsampling=8),
     defaults=SimpleNamespace(
         num_inference_steps=11,

@@ -110,6 +110,9 @@ def checksum(weights: Mapping[str, torch.Tensor]) -> dict[str, float]:
     }
 
 
+# Worst excess of every case that was compared in this process: (family, case) -> tolerances.
+PARITY: dict[tuple[str, str], float] = {}
+
 # --- cases ---------------------------------------------------------------------------------------
 
 
@@ -178,6 +181,9 @@ class Case:
                 continue
             differences[name] = self.diff(name, actual[name])
             excess = self.excess(name, actual[name])
+            if scale == 1.0:
+                key = (self.family, self.name)
+                PARITY[key] = max(PARITY.get(key, 0.0), excess)
             if not excess <= scale:
                 wrong.append(
                     f"{name}: {excess:.3g} x tolerance {self.tol[name]:.1e}, difference "

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import numpy
 
     from fit_models.bundle import Bundle
-    from fit_models.families import family_of
     from fit_serve.request import SequenceRequest
 
 
@@ -93,6 +92,7 @@ def requests_of(
     bundle: "Bundle", num_images: int, seed: int, quality: str
 ) -> "list[SequenceRequest]":
     """Pictures of different classes and shapes, as the model's defaults make them."""
+    from fit_models.families import family_of
     from fit_serve.quality import QUALITIES
     from fit_serve.request import SequenceRequest
 

@@ -137,8 +137,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"{MODEL_INDEX} is not JSON",
     ),
     "another family": (
-        lambda f: edit_json(f / "transformer" / "config.json", _class_name="DiT"),
-        "_class_name is 'DiT'; known: FiTv2",
+        lambda f: edit_json(f / "transformer" / "config.json", _class_name="UNet"),
+        "_class_name is 'UNet'; known: FiTv2",
     ),
     "an unknown key": (
         lambda f: edit_json(f / "transformer" / "config.json", window=3),

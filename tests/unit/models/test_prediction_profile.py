@@ -23,7 +23,7 @@ class Parabola:
     """A prediction of 3 + 2 sigma + 5 sigma^2 + k x for every label."""
 
     def __init__(self, real: Any, k: float = 0.0) -> None:
-        self.config, self.x_embedder = real.config, real.x_embedder
+        self.config, self.parameters = real.config, real.parameters
         self._k = k
 
     def __call__(self, x: Tensor, layout: object, timestep_S: Tensor, label_S: Tensor) -> Tensor:

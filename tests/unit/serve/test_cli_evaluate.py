@@ -134,7 +134,7 @@ def test_finished_pictures_are_not_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weight = torch.ones(2, 2)
-    network = SimpleNamespace(x_embedder=SimpleNamespace(proj=SimpleNamespace(weight=weight)))
+    network = SimpleNamespace(parameters=lambda: iter([weight]))
     bundle = SimpleNamespace(**vars(BUNDLE), network=network)
     monkeypatch.setattr(app_module, "load_bundle", lambda *_: bundle)
     folder = tmp_path / "pictures"
