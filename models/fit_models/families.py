@@ -251,6 +251,19 @@ def position_widths(config: NetworkConfig) -> tuple[int, int]:
     return first.shape[1], second.shape[1]
 
 
+def config_named(size: str) -> NetworkConfig:
+    """A named size of any family.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    for family in _FAMILIES:
+        if size in family.named_configs:
+            return family.named_configs[size]
+    known = (name for family in _FAMILIES for name in family.named_configs)
+    raise ValueError(f"size {size!r} is unknown; known: {', '.join(known)}")
+
+
 def takes_grid(rows: int, columns: int, config: NetworkConfig) -> bool:
     """Whether a network can do a grid."""
     try:

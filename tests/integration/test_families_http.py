@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from fit_models.released.conversion import BundleOptions, convert_released
 from support.small_autoencoders import write_small_autoencoder
-from support.toy_families import TOY_CONFIGS, make_family_bundle, toy_grids, toy_network
+from support.toy_families import TOY_CONFIGS, toy_grids, toy_network
 from support.whole_server import serving
 
-CONVERTED = {"FiTv1": "noise", "DiT": "noise", "SiT": "velocity"}
+BY_SHAPES = {"FiTv1": "noise", "DiT": "noise", "SiT": "velocity"}
 PIXELS = 16  # of a token
 
 
@@ -27,17 +27,17 @@ async def picture(client: Any, asked: dict[str, Any]) -> numpy.ndarray:
 
 @pytest.mark.parametrize("name", TOY_CONFIGS)
 async def test_requests_at_once_are_answered_as_alone(name: str, tmp_path: Path):
-    if name in CONVERTED:
-        state = toy_network(name).state_dict()
-        save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "released.safetensors")
-        convert_released(
-            tmp_path / "released.safetensors",
-            tmp_path / "bundle",
-            write_small_autoencoder(tmp_path / "autoencoder"),
-            BundleOptions(num_heads=2, prediction=CONVERTED[name]),
-        )
-    else:
-        make_family_bundle(tmp_path / "bundle", name)
+    state = toy_network(name).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "released.safetensors")
+    options = BundleOptions(config=TOY_CONFIGS[name])
+    if name in BY_SHAPES:
+        options = BundleOptions(num_heads=2, prediction=BY_SHAPES[name])
+    convert_released(
+        tmp_path / "released.safetensors",
+        tmp_path / "bundle",
+        write_small_autoencoder(tmp_path / "autoencoder"),
+        options,
+    )
     grids = toy_grids(TOY_CONFIGS[name])
     asked = [
         {

@@ -29,8 +29,8 @@ from fit_models.checkpoint import (
     save_tensors,
     weight_files,
 )
-from fit_models.families import empty_network, prediction_of, samplers_of
-from fit_models.released.family_choice import choose_family
+from fit_models.families import NetworkConfig, empty_network, prediction_of, samplers_of
+from fit_models.released.family_choice import as_configured, choose_family
 from fit_models.released.report import REPORT, describe_source, describe_tensors, differing
 from fit_models.released.staging import refuse_existing, staged
 from fit_models.released.state_dict import PREFIX, ReleasedWeights, read_released
@@ -43,6 +43,8 @@ class BundleOptions:
     Attributes:
         name: of the model, as clients see it; the destination's if empty.
         class_names: in label order; "class 0" and on if empty.
+        config: of the network, where names and shapes are not to be asked; the next three then
+            say nothing.
         num_heads: None takes those of the named size with equal shapes.
         hr: rotary embedding of the high-resolution models.
         prediction: of weights with DiT's shapes: "noise", or "velocity" (SiT).
@@ -54,6 +56,7 @@ class BundleOptions:
 
     name: str = ""
     class_names: tuple[str, ...] = ()
+    config: NetworkConfig | None = None
     num_heads: int | None = None
     hr: bool = False
     prediction: str = "noise"
@@ -88,9 +91,12 @@ def convert_released(
     refuse_existing(destination)
     latent_channels = Autoencoder.from_folder(autoencoder).latent_channels
     weights = read_released(source, allow_pickle, wrapper)
-    recognised, weights = choose_family(
-        weights, source, latent_channels, options.num_heads, options.hr, options.prediction
-    )
+    if options.config is not None:
+        recognised, weights = as_configured(weights, options.config)
+    else:
+        recognised, weights = choose_family(
+            weights, source, latent_channels, options.num_heads, options.hr, options.prediction
+        )
     if options.guided_channels is not None:
         config = replace(recognised.config, guided_channels=options.guided_channels)
         recognised = replace(recognised, config=config)

@@ -10,10 +10,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from fit_kernels.ternary_weights import pack_ternary, ternarised
+from fit_models.families import NetworkConfig, empty_network, family_of
 from fit_models.networks.dit_diffusers import PORT_MARK, config_of_diffusers, weights_of_diffusers
 from fit_models.released.recognition import Recognised, recognise
 from fit_models.released.relatives import dit_config, fitv1_config, is_dit, is_fitv1
 from fit_models.released.state_dict import ReleasedWeights
+from fit_models.ternary import TernaryLinear
 
 PREDICTIONS = ("noise", "velocity")
 
@@ -58,6 +61,25 @@ def choose_family(
     if is_fitv1(shapes):
         return Recognised(*fitv1_config(shapes, latent_channels, num_heads, hr)), weights
     return recognise(shapes, latent_channels, num_heads, hr), weights
+
+
+def as_configured(
+    weights: ReleasedWeights, config: NetworkConfig
+) -> tuple[Recognised, ReleasedWeights]:
+    """Take a person's word for what the weights are; names and shapes are checked later.
+
+    Float weights of ternary layers become what they are trained to be, two bits each.
+    """
+    named = family_of(config).named_configs
+    size = next((name for name, each in named.items() if each == config), None)
+    tensors = dict(weights.tensors)
+    for name, module in empty_network(config).named_modules():
+        weight = tensors.get(f"{name}.weight")
+        if not isinstance(module, TernaryLinear) or weight is None:
+            continue
+        if weight.is_floating_point():
+            tensors[f"{name}.weight"] = pack_ternary(ternarised(weight.float()))
+    return Recognised(config, size), replace(weights, tensors=tensors)
 
 
 def _from_diffusers(weights: ReleasedWeights, source: Path) -> ReleasedWeights:

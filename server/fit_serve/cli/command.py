@@ -17,6 +17,7 @@ from fit_serve.cli.doctor import doctor
 from fit_serve.cli.evaluate import evaluate
 from fit_serve.cli.export import export
 from fit_serve.cli.generate import generate
+from fit_serve.cli.models import models
 from fit_serve.cli.post_train import post_train
 from fit_serve.cli.prepare import prepare
 from fit_serve.cli.serve import serve
@@ -60,6 +61,7 @@ app.command()(post_train)
 app.command()(train_autoencoder)
 app.command()(export)
 app.command()(convert)
+app.command()(models)
 app.command()(evaluate)
 app.add_typer(bench_app, name="bench")
 app.command()(calibrate)

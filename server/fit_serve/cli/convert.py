@@ -1,11 +1,15 @@
 """`fit-serve convert`: released weights become a bundle; a bundle becomes one released file."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fit_serve.cli import sampling_options as sampling
+
+if TYPE_CHECKING:
+    from fit_models.families import NetworkConfig
 
 _DTYPES = ("keep", "float32", "bfloat16")
 
@@ -36,6 +40,10 @@ def convert(
     hr: Annotated[
         bool, typer.Option("--hr", help="A high-resolution model; its shapes do not tell.")
     ] = False,
+    config: Annotated[
+        str,
+        typer.Option(help="A named size (fit-serve models), or a config.json; else by shapes."),
+    ] = "",
     prediction: Annotated[
         str, typer.Option(help="Of weights with DiT's shapes: noise, or velocity (SiT).")
     ] = "noise",
@@ -73,6 +81,7 @@ def convert(
     options = BundleOptions(
         name=name,
         class_names=() if classes is None else read_class_names(classes),
+        config=read_config(config) if config else None,
         num_heads=num_heads,
         hr=hr,
         prediction=prediction,
@@ -87,6 +96,28 @@ def convert(
     typer.echo(f"wrote {destination}, read back bit for bit and loaded")
 
 
+def read_config(name_or_path: str) -> "NetworkConfig":
+    """A named size, or a file as `transformer/config.json` of a bundle.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from fit_models.families import config_named, family_named
+
+    path = Path(name_or_path)
+    if path.suffix != ".json":
+        return config_named(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"config: no such file: {path}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} holds a {type(values).__name__}, not an object")
+    return family_named(values.get("_class_name")).config.from_dict(values)
+
+
 def _refuse_options_of_bundles(context: typer.Context) -> None:
     """A bundle already has what the other options would say."""
     allowed = {"source", "destination", "dtype"}
@@ -99,7 +130,7 @@ def _refuse_options_of_bundles(context: typer.Context) -> None:
 def _say_report(report: dict[str, Any]) -> list[str]:
     config, rope = report["config"], report["config"].get("rope")
     sizes = ("hidden_size", "depth", "num_heads", "adaln_lora_dim", "mlp_ratio", "patch_size")
-    told = f"{config['num_heads']} heads"
+    told = f"{config['num_heads']} heads" if "num_heads" in config else "all of it"
     if rope:
         stretched = f"{rope['mode']}, decoupled" if rope["decouple"] else rope["mode"]
         told += f", rope {stretched} (--hr says which)"
