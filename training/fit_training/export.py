@@ -16,8 +16,9 @@ from torch import Tensor
 from fit_models.autoencoder_copy import copy_autoencoder
 from fit_models.bundle import MODEL_INDEX, SamplingDefaults, save_bundle
 from fit_models.checkpoint import INDEX
-from fit_models.config import ModelConfig, named_config
+from fit_models.families import samplers_of
 from fit_training.loop.checkpoints import is_checkpoint, load_newest_checkpoint, read_checkpoint
+from fit_training.loop.trained_networks import TrainedConfig, trained_config
 
 _WANTED = ("config", "averaged", "latents", "progress")
 _BUNDLE_CONFIGS = ("config.json", "scheduler_config.json", INDEX)
@@ -36,7 +37,7 @@ class FinishedRun:
         images_seen: so far.
     """
 
-    model_config: ModelConfig
+    model_config: TrainedConfig
     weights: dict[str, Tensor]
     class_names: tuple[str, ...]
     latent_shift: float
@@ -64,7 +65,7 @@ def read_run(checkpoint: Path) -> FinishedRun:
     num_classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
     shift, scale = state["latents"]
     return FinishedRun(
-        model_config=named_config(state["config"]["model"], num_classes),
+        model_config=trained_config(state["config"]["model"], num_classes),
         weights=weights,
         class_names=tuple(state["config"]["classes"]),
         latent_shift=float(shift),
@@ -81,6 +82,7 @@ def export_bundle(
     class_names: Sequence[str] = (),
     defaults: SamplingDefaults | None = None,
     guided_channels: int | None = None,
+    sampler: str = "",
 ) -> FinishedRun:
     """Write a bundle that `fit_models.bundle.load_bundle` reads; other files there stay.
 
@@ -93,13 +95,14 @@ def export_bundle(
         class_names: in label order; those of the run's config if empty.
         defaults: what a request gets where it does not say; the class's own if None.
         guided_channels: latent channels that guidance changes; the network's own if None.
+        sampler: of the defaults; that of `defaults`, or the network's first, if empty.
 
     Returns:
         what was read from the checkpoint.
 
     Raises:
-        ValueError: a file is missing or unreadable, the class names do not match the network, or
-            the destination already holds a bundle.
+        ValueError: a file is missing or unreadable, the class names do not match the network, the
+            sampler is not for it, or the destination already holds a bundle.
     """
     if (destination / MODEL_INDEX).exists():
         raise ValueError(f"destination: {destination} already holds a bundle")
@@ -110,8 +113,13 @@ def export_bundle(
         raise ValueError(f"class_names: {len(names)} names for {config.num_classes} labels")
     if guided_channels is not None:
         config = replace(config, guided_channels=guided_channels)
+    known, defaults = samplers_of(config), defaults or SamplingDefaults()
+    if sampler or defaults.sampler not in known:
+        defaults = replace(defaults, sampler=sampler or known[0])
+    if defaults.sampler not in known:
+        raise ValueError(f"sampler is {defaults.sampler!r}; this network's: {', '.join(known)}")
     copy_autoencoder(autoencoder, destination / "vae", run.latent_shift, run.latent_scale)
-    save_bundle(destination, name, config, run.weights, names, defaults or SamplingDefaults())
+    save_bundle(destination, name, config, run.weights, names, defaults)
     return run
 
 

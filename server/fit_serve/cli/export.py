@@ -23,7 +23,9 @@ def export(
     num_inference_steps: sampling.NumInferenceSteps = 25,
     guidance_scale: sampling.GuidanceScale = 1.5,
     guidance_interval: sampling.GuidanceInterval = (0.0, 1.0),
-    sampler: sampling.Sampler = "euler",
+    sampler: Annotated[
+        str, typer.Option(help="Default update rule; else euler, or ddpm where noise is predicted.")
+    ] = "",
     guided_channels: Annotated[
         int | None, typer.Option(help="Latent channels guidance changes; else the network's own.")
     ] = None,
@@ -31,11 +33,15 @@ def export(
 ) -> None:
     """Write averaged weights, autoencoder and sampling defaults as one folder."""
     from fit_models.bundle import SamplingDefaults, bundle_folder, load_bundle
+    from fit_models.families import samplers_of
     from fit_serve.cli.prepare import read_class_names
     from fit_training.autoencoder.autoencoder_folder import autoencoder_folder
-    from fit_training.export import export_bundle, remove_bundle
+    from fit_training.export import export_bundle, read_run, remove_bundle
 
-    defaults = SamplingDefaults(num_inference_steps, guidance_scale, guidance_interval, sampler)
+    defaults = SamplingDefaults(num_inference_steps, guidance_scale, guidance_interval)
+    known = samplers_of(read_run(checkpoint).model_config)
+    if sampler and sampler not in known:  # before anything is deleted
+        raise ValueError(f"sampler {sampler!r} is unknown here; known: {', '.join(known)}")
     class_names = () if classes is None else read_class_names(classes)
     if replace and (destination / "model_index.json").exists():
         remove_bundle(bundle_folder(str(destination)))
@@ -47,6 +53,7 @@ def export(
         class_names,
         defaults,
         guided_channels,
+        sampler,
     )
     bundle = load_bundle(str(destination))
     num_bytes = sum(path.stat().st_size for path in destination.rglob("*.safetensors"))

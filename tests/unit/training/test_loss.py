@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fit_models.diffusion.loss import logit_normal_sigma
+from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import layout_of_grids
 from fit_training.loop.config import TrainConfig
 from fit_training.loop.data import LatentBatch
@@ -43,6 +44,7 @@ def test_the_flow_loss_is_the_mean_over_images_of_each_alone(trainer: Trainer, b
     sigma_S = logit_normal_sigma(len(batch.grids), generator)
     noise_TK = torch.randn(batch.tokens.shape, generator=generator)
     network, alone, start = trainer.network, [], 0
+    assert isinstance(network, FiTv2)
     for i, grid in enumerate(batch.grids):
         end = start + grid[0] * grid[1]
         data, noise, sigma = batch.tokens[start:end], noise_TK[start:end], sigma_S[i : i + 1]

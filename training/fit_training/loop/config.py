@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fit_kernels.backend import BACKENDS
-from fit_models.config import NAMED_CONFIGS
+from fit_training.loop.trained_networks import TRAINED_SIZES
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,15 @@ class TrainConfig(RunConfig):
     """A run of `fit-serve train`: from random weights.
 
     Attributes:
-        model: a named size, see `fit_models.config.NAMED_CONFIGS`.
+        model: a named size, see `fit_training.loop.trained_networks.TRAINED_SIZES`.
     """
 
     model: str = "FiTv2-Ti/2"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("model", self.model, tuple(NAMED_CONFIGS))
-        depth = NAMED_CONFIGS[self.model].depth
+        one_of("model", self.model, tuple(TRAINED_SIZES))
+        depth = TRAINED_SIZES[self.model].depth
         if self.alignment_block > depth:
             raise ValueError(f"alignment_block is {self.alignment_block}; {self.model} has {depth}")
 

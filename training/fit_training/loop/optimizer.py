@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 _TABLES = ("embedding_table.weight", "new_rows.weight")
-_MUON_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")
+_MUON_LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc1", "mlp.fc2")
 
 
 def make_optimizers(

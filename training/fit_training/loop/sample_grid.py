@@ -8,6 +8,7 @@ Dimension key: N tokens of a picture, T tokens of a row of pictures, K token cha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,20 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.func import functional_call
 
 from fit_models.autoencoder import Autoencoder
 from fit_models.diffusion.guidance import guide
-from fit_models.diffusion.prediction import timestep_of_sigma
-from fit_models.diffusion.sampler import euler
-from fit_models.networks.fitv2 import FiTv2
-from fit_models.packing import layout_of_grids
+from fit_models.families import NOISE, position_tables, prediction_of, trajectory_of
 from fit_models.patches import unpatchify
+from fit_models.positions import layout_of_tables
 from fit_training.autoencoder.autoencoder_folder import autoencoder_folder
 from fit_training.evaluation.contact_sheet import SheetRow, contact_sheet
 from fit_training.loop.config import RunConfig
 from fit_training.loop.data import LatentDataset
 from fit_training.loop.sample_plan import SamplePlan
+from fit_training.loop.trained_networks import TrainedNetwork
 
 MAX_CLASSES = 8
 
@@ -66,7 +65,7 @@ class SampleGrid:
         self._grids = plan.grids
 
     @torch.no_grad()
-    def sheet(self, network: FiTv2, weights: Mapping[str, Tensor]) -> Image.Image:
+    def sheet(self, network: TrainedNetwork, weights: Mapping[str, Tensor]) -> Image.Image:
         """Draw all pictures with `weights` in the place of the network's own, which stay."""
         rows = []
         for label, name in zip(self.labels, self.class_names, strict=True):
@@ -75,25 +74,30 @@ class SampleGrid:
         return contact_sheet(rows)
 
     @torch.no_grad()
-    def tokens(self, network: FiTv2, weights: Mapping[str, Tensor], label: int) -> Tensor:
-        """Noise to normalised latent tokens of one class, [T, K]: guided Euler steps, packed.
+    def tokens(self, network: TrainedNetwork, weights: Mapping[str, Tensor], label: int) -> Tensor:
+        """Noise to normalised latent tokens of one class, [T, K]: guided steps, packed.
 
         Both branches of all pictures are one pack. Guidance changes every channel.
         """
         config = network.config
         device = next(iter(weights.values())).device
+        drawing = copy.deepcopy(network)
+        drawing.load_state_dict(dict(weights), assign=True)
         x_TK = self.noise(config.token_channels).to(device)
         both = [*self._grids, *self._grids]
-        layout = layout_of_grids(both, config.head_dim, config.rope, device)
+        layout = layout_of_tables(both, lambda r, c: position_tables(r, c, config), device)
         labels = [label] * len(self._grids) + [config.null_label] * len(self._grids)
         label_S = torch.tensor(labels, device=device)
         scale_T1 = torch.full((len(x_TK), 1), self._plan.guidance_scale, device=device)
-        for evaluation in euler(self._plan.num_steps).evaluations:
-            timestep_S = torch.full((len(both),), timestep_of_sigma(evaluation.sigma)).to(device)
-            arguments = (x_TK.repeat(2, 1), layout, timestep_S, label_S)
-            predicted = functional_call(network, dict(weights), arguments)
-            velocity_TK = guide(*predicted.float().chunk(2), scale_T1, config.token_channels)
-            x_TK = x_TK + evaluation.coefficients[1] * velocity_TK
+        sampler = "ddim" if prediction_of(config) == NOISE else "euler"
+        for evaluation in trajectory_of(config, sampler, self._plan.num_steps).evaluations:
+            timestep_S = torch.full((len(both),), evaluation.network_timestep).to(device)
+            predicted = drawing(x_TK.repeat(2, 1), layout, timestep_S, label_S)
+            own_TK = predicted[:, : config.token_channels].float()  # the rest is variance
+            conditional_TK, null_TK = own_TK.chunk(2)
+            guided_TK = guide(conditional_TK, null_TK, scale_T1, config.token_channels)
+            state, prediction = evaluation.coefficients[:2]
+            x_TK = state * x_TK + prediction * guided_TK
         return x_TK
 
     def noise(self, token_channels: int) -> Tensor:
@@ -106,7 +110,7 @@ class SampleGrid:
         ]
         return torch.cat(drawn)
 
-    def _decode(self, tokens_TK: Tensor, network: FiTv2) -> list[np.ndarray]:
+    def _decode(self, tokens_TK: Tensor, network: TrainedNetwork) -> list[np.ndarray]:
         """Undo the normalisation and decode: uint8 [height, width, 3] each."""
         latents_TK = tokens_TK / self._scale + self._shift
         pictures = []

@@ -17,12 +17,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fit_models.layers import Block
-from fit_models.networks.fitv2 import FiTv2
 from fit_training.loop.processes import Processes
+from fit_training.loop.trained_networks import TrainedNetwork
 
 
-def shard(network: FiTv2, head: nn.Module, processes: Processes) -> None:
+def shard(network: TrainedNetwork, head: nn.Module, processes: Processes) -> None:
     """Cut the parameters of network and head into one slice per process; all had the same before.
 
     Attention and MLP of a block are gathered when they run. A block's adaLN maps are not: the
@@ -32,9 +31,9 @@ def shard(network: FiTv2, head: nn.Module, processes: Processes) -> None:
         return
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     for block in network.blocks:
-        assert isinstance(block, Block)
-        fully_shard(block.attn, mesh=mesh)
-        fully_shard(block.mlp, mesh=mesh)
+        for half in (block.attn, block.mlp):
+            assert isinstance(half, nn.Module)
+            fully_shard(half, mesh=mesh)
     fully_shard(network, mesh=mesh)
     fully_shard(head, mesh=mesh)
 

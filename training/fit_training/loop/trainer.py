@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fit_kernels import use_backend
-from fit_models.config import named_config
-from fit_models.diffusion.loss import sequence_mean_square
-from fit_models.networks.fitv2 import FiTv2
-from fit_models.packing import PackedLayout, layout_of_grids
+from fit_models.families import NOISE, family_of, position_tables, prediction_of
+from fit_models.packing import PackedLayout
+from fit_models.positions import layout_of_tables
 from fit_training.loop.config import RunConfig, TrainConfig
 from fit_training.loop.data import LatentBatch, LatentDataset
 from fit_training.loop.ema import AveragedWeights
@@ -27,7 +26,7 @@ from fit_training.loop.lr import learning_rate_factor
 from fit_training.loop.micro_batches import OptimizerStep, check_shares, optimizer_steps
 from fit_training.loop.optimizer import make_optimizers
 from fit_training.loop.processes import Processes, one_process
-from fit_training.loop.question import Question, flow_question
+from fit_training.loop.question import Question, flow_question, noise_question
 from fit_training.loop.random_choices import micro_batch_generator
 from fit_training.loop.recomputation import recompute_in_backward
 from fit_training.loop.repa import AlignmentHead, aligned_channels, alignment_loss
@@ -39,13 +38,14 @@ from fit_training.loop.sharding import (
     shard,
     sliced_like,
 )
+from fit_training.loop.trained_networks import TRAINED_NETWORKS, TrainedNetwork, trained_config
 
 _VALIDATION_SEED = 1234
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """Scalars of one step: flow matching, alignment."""
+    """Scalars of one step: the objective's (flow matching, or noise and variance), alignment."""
 
     flow: Tensor
     alignment: Tensor
@@ -54,8 +54,8 @@ class StepLosses:
 class Trainer:
     """A run: its data, network, optimizers and how far it has come.
 
-    This one trains a new network by flow matching; those that go on from a model override what
-    differs: `settle_latents`, `make_network`, `question` and what pictures are drawn.
+    This one trains a new network of any family that can; those that go on from a model override
+    what differs: `settle_latents`, `make_network`, `question` and what pictures are drawn.
 
     Raises:
         ValueError: the micro-batches of a step cannot be dealt out evenly to the processes, or
@@ -97,16 +97,19 @@ class Trainer:
         if self.validation is not None:
             self.validation.use_normalisation_of(self.data)
 
-    def make_network(self) -> FiTv2:
+    def make_network(self) -> TrainedNetwork:
         """A network to train, the same in every process; parameters without gradient stay."""
         network = self.blank_network()
         network.initialize()
         return network
 
-    def blank_network(self) -> FiTv2:
+    def blank_network(self) -> TrainedNetwork:
         """One of the same form, whose weights are yet to be filled in."""
         assert isinstance(self.config, TrainConfig)
-        return FiTv2(named_config(self.config.model, len(self.data.class_names)))
+        config = trained_config(self.config.model, len(self.data.class_names))
+        network = family_of(config).network(config)
+        assert isinstance(network, TRAINED_NETWORKS)
+        return network
 
     def sample_plan(self) -> SamplePlan:
         """How pictures are drawn on the way: classes are labels in order."""
@@ -165,10 +168,10 @@ class Trainer:
             self.epoch, self.position = self.epoch + 1, 0
 
     def losses(self, batch: LatentBatch, generator: torch.Generator, dropout: float) -> StepLosses:
-        """Flow-matching and alignment loss of a batch; every random choice is the generator's."""
+        """The objective's and the alignment loss; every random choice is the generator's."""
         network = self.network
-        layout = layout_of_grids(
-            batch.grids, network.config.head_dim, network.config.rope, self.device
+        layout = layout_of_tables(
+            batch.grids, lambda r, c: position_tables(r, c, network.config), self.device
         )
         asked = self.question(batch, layout, generator, dropout)
         captured: list[Tensor] = []
@@ -179,13 +182,11 @@ class Trainer:
         block = network.blocks[self.config.alignment_block - 1]
         hook = block.register_forward_hook(keep)
         with self.autocast():
-            velocity_TK = network(asked.tokens, layout, asked.timestep, asked.label)
+            prediction_TP = network(asked.tokens, layout, asked.timestep, asked.label)
             projected = self.head(captured[0])
         hook.remove()
-        flow_S = sequence_mean_square(
-            velocity_TK.float() - asked.target, layout.seq_of_token, len(batch.grids)
-        )
-        return StepLosses(flow_S.mean(), alignment_loss(projected, batch.features.to(self.device)))
+        loss_S = asked.loss(prediction_TP)
+        return StepLosses(loss_S.mean(), alignment_loss(projected, batch.features.to(self.device)))
 
     def question(
         self,
@@ -194,8 +195,10 @@ class Trainer:
         generator: torch.Generator,
         dropout: float,
     ) -> Question:
-        """What the network is asked about a batch: here flow matching."""
-        return flow_question(batch, layout, generator, dropout, self.network.config.null_label)
+        """What the network is asked about a batch: what its family is trained by."""
+        is_noise = prediction_of(self.network.config) == NOISE
+        ask = noise_question if is_noise else flow_question
+        return ask(batch, layout, generator, dropout, self.network.config.null_label)
 
     def autocast(self) -> torch.autocast:
         """The precision that networks run in."""

@@ -17,7 +17,7 @@ from fit_models.packing import PackedLayout
 from fit_training.loop.config import RunConfig
 from fit_training.loop.data import LatentBatch
 from fit_training.loop.processes import Processes
-from fit_training.loop.question import Question
+from fit_training.loop.question import Question, square_loss
 from fit_training.loop.sample_plan import SamplePlan
 from fit_training.post_training.base_model import BaseModel
 from fit_training.post_training.few_step import draw_edges, edge_target, student_starts
@@ -81,4 +81,5 @@ class FewStepTrainer(FullTrainer):
                 x_TK = torch.where(own_T1, own_TK, x_TK)
             teacher = GuidedTeacher(self.teacher, batch.grids, label_S, self.guidance())
             target_TK = edge_target(teacher, x_TK, edges, seq_of_token, settings.teacher_steps)
-        return Question(x_TK, timestep_of_sigma(sigma_S), label_S, target_TK)
+        times_S = timestep_of_sigma(sigma_S)
+        return Question(x_TK, times_S, label_S, square_loss(target_TK, layout))

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fit_models.adapted_network import adapter_state
 from fit_models.bundle import Bundle, load_bundle
-from fit_models.networks.fitv2 import FiTv2
-from fit_models.packing import layout_of_grids
+from fit_models.families import position_tables
+from fit_models.positions import layout_of_tables
 from fit_training.export import read_run
 from fit_training.loop.data import LatentDataset
+from fit_training.loop.trained_networks import TrainedNetwork
 from fit_training.post_training import run as run_module
 from fit_training.post_training.base_model import read_base
 from fit_training.post_training.config import METHODS, PostTrainConfig
@@ -52,10 +53,11 @@ def data_of(data: Path, new_data: Path) -> dict[str, Path]:
     return {method: new_data if method == "lora" else data for method in METHODS}
 
 
-def predictions(network: FiTv2, labels: list[int]) -> Tensor:
+def predictions(network: TrainedNetwork, labels: list[int]) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     lengths = [rows * columns for rows, columns in GRIDS]
-    layout = layout_of_grids(GRIDS, network.config.head_dim, network.config.rope)
+    config = network.config
+    layout = layout_of_tables(GRIDS, lambda r, c: position_tables(r, c, config))
     tokens = torch.randn(sum(lengths), network.config.token_channels, generator=generator)
     with torch.no_grad():
         return network(tokens, layout, torch.tensor([0.1, 0.5, 0.9]), torch.tensor(labels))
