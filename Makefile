@@ -82,6 +82,13 @@ train-demo: $(STAMP) ## photographs to a served model, in minutes on a CPU (PHOT
 	@echo "[train-demo] pictures in $(DEMO)/sheet.png; serve them: make serve MODEL=$(DEMO)/bundle"
 	@$(BIN)/python examples/what_was_measured.py $(DEMO)/run/log.jsonl $(DEMO)/report.json
 
+# DATA: a folder with photographs, teacher and feature network, see docs/training.md.
+DATA ?= data
+
+.PHONY: embedded-model
+embedded-model: $(STAMP) ## make the embedded model again, from photographs (DATA=data); hours on a CPU
+	@examples/embedded_model.sh $(DATA) $(BIN)/fit-serve
+
 .PHONY: test
 test: $(STAMP) ## fast tests, on the CPU
 	@$(BIN)/python -m pytest -m "not gpu and not slow" $(ARGS)
