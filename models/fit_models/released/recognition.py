@@ -92,7 +92,8 @@ def _refuse_strangers(shapes: Shapes) -> None:
     if strange:
         more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
         raise ValueError(
-            f"weights: not FiTv2, which has no {', '.join(map(repr, strange[:5]))}{more}"
+            f"weights: not FiTv2, which has no {', '.join(map(repr, strange[:5]))}{more}; of other "
+            "families say which with --config (fit-serve models lists them)"
         )
     if missing := [name for name in _TELLING if name not in shapes]:
         raise ValueError(f"weights: not a whole FiTv2; missing {', '.join(missing)}")

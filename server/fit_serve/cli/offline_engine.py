@@ -9,7 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from fit_models.bundle import Bundle
 from fit_models.diffusion.guidance import Guidance
+from fit_models.families import VELOCITY, prediction_of, samplers_of
 from fit_models.offline import sample_offline
+from fit_serve.errors import InvalidRequest
 from fit_serve.request import Progress, SequenceRequest, SequenceResult, SequenceTimings
 
 
@@ -25,7 +27,19 @@ class OfflineEngine:
         sequences: Sequence[SequenceRequest],
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[Future[SequenceResult]]:
-        """Queue the pictures; progress is told once per finished picture."""
+        """Queue the pictures; progress is told once per finished picture.
+
+        Raises:
+            InvalidRequest: the solver follows a velocity, and the network predicts noise.
+        """
+        config = self._bundle.model_config
+        for request in sequences:
+            if prediction_of(config) != VELOCITY:
+                raise InvalidRequest(
+                    f"sampler {request.sampler!r} follows a velocity and {self._bundle.name} "
+                    f"predicts noise; its samplers are {', '.join(samplers_of(config))}",
+                    param="sampler",
+                )
         return [self._pool.submit(self._make, request, on_progress) for request in sequences]
 
     def cancel(self, sequence_ids: Iterable[str]) -> None:
