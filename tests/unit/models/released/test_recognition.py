@@ -87,7 +87,7 @@ def test_the_first_strange_names_are_listed():
         recognise(strange, 4)
     assert "layer5" not in str(caught.value)
     for extra in ("blocks.0.attn.q_norm.weight", "module.pos_embed"):
-        with pytest.raises(ValueError, match=f"not FiTv2, which has no '{extra}'$"):
+        with pytest.raises(ValueError, match=f"not FiTv2, which has no '{extra}';"):
             recognise({**shapes_of(TOY), extra: (3,)}, 4)
 
 
