@@ -157,6 +157,12 @@ check: ## what CI runs, in CI's order: lint, types, contracts, aot, test-interpr
 	@$(MAKE) test-interpreter
 	@$(MAKE) test
 
+PROTO := fit_serve/grpc_api/v1/generation.proto
+
+.PHONY: proto
+proto: $(STAMP) ## generate the gRPC code from its contract; a test holds the two together
+	@cd server && $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+
 .PHONY: bench
 bench: $(STAMP) ## the ladder of policies on this machine (ARGS= for fit-serve bench ladder)
 	@$(BIN)/fit-serve bench ladder $(ARGS)

@@ -149,7 +149,33 @@ def http_app(assembly: Assembly) -> "FastAPI":
     async def lifespan(app: "FastAPI") -> AsyncIterator[None]:
         _log.info("warming up")
         await asyncio.to_thread(assembly.start)
-        yield
+        async with grpc_door(assembly):
+            yield
         await asyncio.to_thread(assembly.stop)
 
     return build_http_api(assembly.service, lifespan, version("fit-serve"))
+
+
+@asynccontextmanager
+async def grpc_door(assembly: Assembly) -> AsyncIterator[None]:
+    """Answer gRPC calls meanwhile, if there is a port for them.
+
+    Raises `ValueError` if the port is taken, or the extra `grpc` is not installed.
+    """
+    settings = assembly.settings
+    if settings.grpc_port is None:
+        yield
+        return
+    try:
+        from fit_serve.grpc_api import DoorConfig, GrpcDoor
+    except ImportError as error:
+        raise ValueError(
+            f"--grpc-port needs the extra grpc (pip install 'fit-serve[grpc]'): {error}"
+        ) from error
+    config = DoorConfig(settings.host, settings.grpc_port, settings.grpc_reflection)
+    door = GrpcDoor(assembly.service, config)
+    await door.start()
+    try:
+        yield
+    finally:
+        await door.stop()

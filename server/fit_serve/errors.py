@@ -103,21 +103,25 @@ class EngineFailed(ServeError):
 
 @dataclass(frozen=True)
 class ErrorForm:
-    """How a class of errors looks on the wire: HTTP status and `type` of the error object."""
+    """How a class of errors looks on the wire.
+
+    HTTP status, `type` of the error object, and the name of the status in gRPC.
+    """
 
     http_status: int
     type: str
+    grpc_status: str
 
 
 ERROR_FORMS: Mapping[type[ServeError], ErrorForm] = MappingProxyType(
     {
-        InvalidRequest: ErrorForm(400, "invalid_request_error"),
-        NotFound: ErrorForm(404, "not_found_error"),
-        Overloaded: ErrorForm(429, "overloaded_error"),
-        NotReady: ErrorForm(503, "service_unavailable"),
-        DeadlineExceeded: ErrorForm(504, "timeout_error"),
-        Cancelled: ErrorForm(499, "cancelled_error"),
-        EngineFailed: ErrorForm(500, "server_error"),
+        InvalidRequest: ErrorForm(400, "invalid_request_error", "INVALID_ARGUMENT"),
+        NotFound: ErrorForm(404, "not_found_error", "NOT_FOUND"),
+        Overloaded: ErrorForm(429, "overloaded_error", "RESOURCE_EXHAUSTED"),
+        NotReady: ErrorForm(503, "service_unavailable", "UNAVAILABLE"),
+        DeadlineExceeded: ErrorForm(504, "timeout_error", "DEADLINE_EXCEEDED"),
+        Cancelled: ErrorForm(499, "cancelled_error", "CANCELLED"),
+        EngineFailed: ErrorForm(500, "server_error", "INTERNAL"),
     }
 )
 

@@ -68,6 +68,10 @@ class GenerationRequest:
         """The seed of each image: image i has (seed + i) mod 2^63, so it can be made alone."""
         return tuple((self.seed + index) % NUM_SEEDS for index in range(self.num_images))
 
+    def image_index(self, sequence_id: str) -> int:
+        """Which image a sequence of this request makes."""
+        return int(sequence_id.removeprefix(f"{self.request_id}-"))
+
     def sequences(self) -> tuple[SequenceRequest, ...]:
         """One sequence per image, in the order of the images."""
         return tuple(

@@ -39,6 +39,13 @@ class Settings(BaseSettings):
     port: Annotated[
         int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     ] = 8000
+    grpc_port: Annotated[
+        int | None,
+        Field(ge=0, le=65535, description="Port for gRPC beside HTTP; 0 takes a free one."),
+    ] = None
+    grpc_reflection: Annotated[
+        bool, Field(description="Tell gRPC clients the contract, for grpcurl and the like.")
+    ] = True
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(description="Where the network runs; auto takes a GPU if there is one."),

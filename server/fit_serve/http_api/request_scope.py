@@ -4,9 +4,7 @@ A plain ASGI middleware, so that a client's disconnect reaches the route untouch
 """
 
 import logging
-import re
 import time
-import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fit_serve.errors import EngineFailed
 from fit_serve.http_api.error_body import error_answer
+from fit_serve.request_id import request_id_of
 
-VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 QUIET_PATHS = frozenset({"/health", "/livez", "/readyz", "/metrics"})
 """Asked for every few seconds by machines: logged as debug only."""
 
@@ -35,7 +33,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = request_id_of(Headers(scope=scope))
+        request_id = request_id_of(Headers(scope=scope).get("x-request-id", ""))
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
@@ -63,9 +61,3 @@ class RequestScope:
                 }
                 quiet = scope["path"] in QUIET_PATHS
                 _log.log(logging.DEBUG if quiet else logging.INFO, "answered", extra=facts)
-
-
-def request_id_of(headers: Headers) -> str:
-    """Give the client's `x-request-id` if it is short and plain, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if VALID_REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
