@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fit_kernels import gated_residual_layer_norm_modulate, layer_norm_modulate
 from fit_models.layers import linear_at
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
 
 NORM_EPS = 1e-6

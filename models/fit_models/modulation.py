@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fit_models.families import Network, placement
-from fit_models.networks.fitv2 import FiTv2, Modulation
+from fit_models.modulation_rows import Modulation
+from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import pack_layout
 
 

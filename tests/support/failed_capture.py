@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fit_kernels import use_backend
 from fit_kernels.attention import use_attention
-from fit_models.modulation import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
 from support.on_gpu import DEVICE, TOLERANCE, error
 from support.packed_steps import BUCKETS, Steps

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fit_models.config import named_config
 from fit_models.modulation import StackedModulation
-from fit_models.networks.fitv2 import FiTv2, Modulation
+from fit_models.modulation_rows import Modulation
+from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import PackedLayout, pack_layout
 from fit_models.rope import rope_table
 from fit_serve.engine.capturer import CudaCapturer

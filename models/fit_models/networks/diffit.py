@@ -22,8 +22,8 @@ from fit_models.adaln_block import NORM_EPS, GeluMlp
 from fit_models.channel_order import channels_slowest
 from fit_models.conv_patches import ConvPatchEmbedder
 from fit_models.layers import LabelEmbedder, TimestepEmbedder
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.diffit_config import DiffiTConfig
-from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
 from fit_models.relative_bias import (
     GridRun,

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.dimr_config import DiMRConfig
 from fit_models.networks.dimr_stage import Place, Stage
-from fit_models.networks.fitv2 import Modulation
 from fit_models.packed_grids import HeadedSequences, finer, on_maps
 from fit_models.packing import PackedLayout
 from fit_models.relative_bias import grid_runs

@@ -34,8 +34,8 @@ from fit_models.layers import (
     conditioning_activation,
     linear_at,
 )
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.dit_config import DiTConfig
-from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
 from fit_models.sincos import sincos_table
 

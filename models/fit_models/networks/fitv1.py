@@ -25,8 +25,8 @@ from fit_models.layers import (
     conditioning_activation,
     linear_at,
 )
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.fitv1_config import FiTv1Config
-from fit_models.networks.fitv2 import Modulation
 from fit_models.packing import PackedLayout
 
 

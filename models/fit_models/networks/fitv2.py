@@ -7,8 +7,6 @@ Dimension key: T packed tokens, S sequences, R modulation rows, D width, K token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from fit_kernels import layer_norm_modulate
@@ -23,22 +21,8 @@ from fit_models.layers import (
     linear_at,
     shifted_timestep,
 )
+from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
-
-
-@dataclass(frozen=True)
-class Modulation:
-    """AdaLN vectors: one row per distinct (timestep, label), and which row each token uses.
-
-    Attributes:
-        blocks: per block [R, 6 D]: shift, scale, gate of attention, then of the MLP.
-        final: [R, 2 D]: shift, scale.
-        row_of_token: int64 [T].
-    """
-
-    blocks: tuple[Tensor, ...]
-    final: Tensor
-    row_of_token: Tensor
 
 
 class FiTv2(nn.Module):

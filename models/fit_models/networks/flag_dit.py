@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fit_models.layers import LabelEmbedder, TimestepEmbedder, conditioning_activation
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.flag_dit_config import FlagDiTConfig
 from fit_models.networks.lumina_blocks import FlagBlock, modulation_of, run_blocks
 from fit_models.networks.lumina_layers import LuminaFinalLayer, Surroundings

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fit_models.captions import CaptionStates
 from fit_models.layers import linear_at
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.lumina_config import LuminaConfig
 from fit_models.networks.lumina_layers import (
     CaptionKeys,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fit_models.captions import CaptionStates
 from fit_models.layers import TimestepEmbedder, conditioning_activation
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.lumina_blocks import TextSandwichBlock, modulation_of, run_blocks
 from fit_models.networks.lumina_layers import LuminaFinalLayer
 from fit_models.networks.lumina_next_config import LuminaNextConfig

@@ -22,7 +22,7 @@ from fit_models.layers import (
     TimestepEmbedder,
     conditioning_activation,
 )
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.mdt_config import UNUSED_BIAS_ROWS, MDTConfig
 from fit_models.packing import PackedLayout
 from fit_models.position_table import table_rows

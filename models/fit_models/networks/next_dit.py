@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fit_models.layers import LabelEmbedder, TimestepEmbedder, conditioning_activation
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.lumina_blocks import ImageNetSandwichBlock, modulation_of, run_blocks
 from fit_models.networks.lumina_layers import LuminaFinalLayer, Surroundings
 from fit_models.networks.next_dit_config import NextDiTConfig

@@ -26,7 +26,7 @@ from fit_models.layers import (
     conditioning_activation,
     linear_at,
 )
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.networks.terdit_config import TerDiTConfig, trained_labels
 from fit_models.packing import PackedLayout
 from fit_models.ternary import FakeTernaryLinear, TernaryLinear

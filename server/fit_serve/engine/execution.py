@@ -10,7 +10,7 @@ from fit_models.batch_invariant import fixed_tiles_obstacle, use_fixed_tiles
 from fit_models.bundle import Bundle
 from fit_models.compiled import compile_blocks, release_blocks
 from fit_models.modulation import ModulationSource
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.graph_shape import graph_shapes

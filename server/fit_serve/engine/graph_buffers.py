@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fit_models.families import Network, placement
 from fit_models.modulation import ModulationSource, joined_rows
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
 from fit_serve.engine.graph_shape import GraphShape
 

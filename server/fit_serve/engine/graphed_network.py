@@ -23,7 +23,7 @@ from torch import Tensor
 from fit_kernels.attention import capture_obstacle
 from fit_models.families import Network, placement
 from fit_models.modulation import ModulationSource
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
 from fit_serve.engine.capturer import Capturer, CudaCapturer
 from fit_serve.engine.graph_buffers import GraphBuffers, StaticStep

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fit_kernels.attention import use_attention
 from fit_models.modulation import StackedModulation
-from fit_models.networks.fitv2 import Modulation
+from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
 from fit_models.rope import rope_table
 from fit_serve.engine.batch import build_batch
