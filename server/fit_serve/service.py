@@ -94,20 +94,28 @@ class GenerationService:
         self.telemetry = telemetry
         self._config = config or ServiceConfig()
         self._clock = clock
+        self._accepted: dict[str, Sequence[SequenceRequest]] = {}  # that have not ended
         self._encoders = ThreadPoolExecutor(
             self._config.encode_workers, thread_name_prefix="fit-encode"
         )
 
     async def generate(
-        self, request: GenerationRequest, on_progress: OnProgress | None = None
+        self,
+        request: GenerationRequest,
+        on_progress: OnProgress | None = None,
+        on_accepted: Callable[[], None] | None = None,
     ) -> GenerationResult:
         """Make the images of a request; raises a `ServeError`.
 
-        Cancelling the task that runs this cancels the sequences in the engine.
+        Cancelling the task that runs this cancels the sequences in the engine, and so does
+        `cancel`. `on_accepted` is called once, when it can no longer be refused.
         """
         arrived = self._clock()
         sequences = request.sequences()
         futures = self._admit(request, sequences, on_progress)
+        self._accepted[request.request_id] = sequences
+        if on_accepted is not None:
+            on_accepted()
         timer = asyncio.timeout(self._config.request_timeout_s)
         try:
             async with timer:
@@ -115,14 +123,27 @@ class GenerationService:
                 result = await self._encode(request, results, arrived)
         except (Exception, asyncio.CancelledError) as error:
             self.engine.cancel([sequence.sequence_id for sequence in sequences])
-            reason, told = self._failure(error, timer.expired())
+            reason, told = self._failure(request, error, timer.expired())
             self.telemetry.request_finished(reason, self._clock() - arrived)
             raise told from error
+        finally:
+            self._accepted.pop(request.request_id, None)
         times = result.timings
         self.telemetry.request_finished(
             "completed", times.total_s, times.queued_s, times.run_s, times.decode_s, times.encode_s
         )
         return result
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request with `Cancelled`; its tokens are free at the next step.
+
+        Returns whether there is such a request, accepted and not ended.
+        """
+        sequences = self._accepted.pop(request_id, None)
+        if sequences is None:
+            return False
+        self.engine.cancel([sequence.sequence_id for sequence in sequences])
+        return True
 
     def close(self) -> None:
         """Stop the encoding threads, after the images they hold."""
@@ -193,7 +214,10 @@ class GenerationService:
         }
 
     def _failure(
-        self, error: Exception | asyncio.CancelledError, expired: bool
+        self,
+        request: GenerationRequest,
+        error: Exception | asyncio.CancelledError,
+        expired: bool,
     ) -> tuple[str, ServeError | asyncio.CancelledError]:
         """Give the `finished_reason` of a request that did not complete, and what to raise."""
         if expired:
@@ -202,6 +226,8 @@ class GenerationService:
         match error:
             case asyncio.CancelledError():
                 return "cancelled", error
+            case Cancelled() if request.request_id not in self._accepted:
+                return "cancelled", Cancelled("the request was cancelled")
             case Cancelled():
                 # We did not ask for it: the engine stops what is left when its drain runs out.
                 message = "the server shut down before this request was done"

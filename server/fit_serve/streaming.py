@@ -1,4 +1,4 @@
-"""A request as a stream: how far its images have come, then the result.
+"""A request as a stream: that it was accepted, how far its images have come, then the result.
 
 For transports that tell a client of progress. The engine tells from its own thread, after every
 step; here it becomes events of the event loop, of which a slow reader gets only the latest of each
@@ -8,29 +8,44 @@ image, so that nobody who reads slowly is a burden.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 from fit_serve.request import GenerationRequest, GenerationResult, Progress
 from fit_serve.service import GenerationService
 
-Event = Progress | GenerationResult
+
+@dataclass(frozen=True)
+class Accepted:
+    """The request is in the queue; from here on it can be cancelled by its id."""
+
+    request_id: str
+
+
+Event = Accepted | Progress | GenerationResult
 
 
 async def stream_generation(
     service: GenerationService, request: GenerationRequest
 ) -> AsyncGenerator[Event]:
-    """Make the images of a request; the last event is the result.
+    """Make the images of a request; the first event is its acceptance, the last the result.
 
-    Raises a `ServeError` as `GenerationService.generate` does. Closing the iterator, or cancelling
-    the task that reads it, cancels the request.
+    Raises a `ServeError` as `GenerationService.generate` does: a refusal before the first event.
+    Closing the iterator, or cancelling the task that reads it, cancels the request.
     """
-    latest = _Latest(asyncio.get_running_loop())
-    working = asyncio.create_task(service.generate(request, latest.put_from_thread))
-    working.add_done_callback(lambda _: latest.wake())
+    unread = _Unread(asyncio.get_running_loop())
+    working = asyncio.create_task(
+        service.generate(
+            request,
+            on_progress=unread.put_from_thread,
+            on_accepted=lambda: unread.put(Accepted(request.request_id)),
+        )
+    )
+    working.add_done_callback(lambda _: unread.wake())
     try:
         while not working.done():
-            await latest.wait()
-            for event in latest.take():
+            await unread.wait()
+            for event in unread.take():
                 yield event
         yield working.result()
     finally:
@@ -39,17 +54,24 @@ async def stream_generation(
             await asyncio.wait({working})
 
 
-class _Latest:
-    """The newest progress of every image that has not been read yet."""
+class _Unread:
+    """What has not been read yet: the acceptance, and the newest progress of every image."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._unread: dict[str, Progress] = {}
+        self._events: dict[str, Accepted | Progress] = {}
         self._changed = asyncio.Event()
 
     def put_from_thread(self, progress: Progress) -> None:
         """Called by the engine, in its thread; must be quick, and does not fail at the end."""
-        self._call(lambda: self._put(progress))
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.put, progress)
+
+    def put(self, event: Accepted | Progress) -> None:
+        """Replace what is unread of the same image."""
+        key = event.sequence_id if isinstance(event, Progress) else ""
+        self._events[key] = event
+        self._changed.set()
 
     def wake(self) -> None:
         """Let the reader look whether the request has ended."""
@@ -60,15 +82,7 @@ class _Latest:
         await self._changed.wait()
         self._changed.clear()
 
-    def take(self) -> list[Progress]:
+    def take(self) -> list[Accepted | Progress]:
         """What has not been read, in the order in which the images first moved."""
-        unread, self._unread = list(self._unread.values()), {}
-        return unread
-
-    def _put(self, progress: Progress) -> None:
-        self._unread[progress.sequence_id] = progress
-        self._changed.set()
-
-    def _call(self, change: Callable[[], None]) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(change)
+        events, self._events = list(self._events.values()), {}
+        return events

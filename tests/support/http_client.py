@@ -32,6 +32,7 @@ class Knock:
 
     path: str
     body: dict[str, Any]
+    accept: str = "*/*"
     leaves: asyncio.Event = field(default_factory=asyncio.Event)
     sent: list[Message] = field(default_factory=list)
 
@@ -48,7 +49,10 @@ class Knock:
             "raw_path": self.path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"accept", self.accept.encode()),
+            ],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }

@@ -8,7 +8,8 @@ from __future__ import annotations
 from fit_serve.errors import InvalidRequest
 from fit_serve.grpc_api.v1 import generation_pb2 as pb
 from fit_serve.limits import ModelLimits
-from fit_serve.request import GenerationRequest, GenerationResult, Progress
+from fit_serve.request import GenerationRequest, GenerationResult
+from fit_serve.streaming import Accepted, Event
 
 
 def request_of(
@@ -80,8 +81,10 @@ def response_of(result: GenerationResult) -> pb.GenerateResponse:
     )
 
 
-def event_of(event: Progress | GenerationResult, request: GenerationRequest) -> pb.GenerateEvent:
+def event_of(event: Event, request: GenerationRequest) -> pb.GenerateEvent:
     """One event of a stream."""
+    if isinstance(event, Accepted):
+        return pb.GenerateEvent(accepted=pb.Accepted(id=event.request_id))
     if isinstance(event, GenerationResult):
         return pb.GenerateEvent(completed=response_of(event))
     return pb.GenerateEvent(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from fit_serve.request import GenerationResult, GenerationTimings
 
 JSON = "application/json"
+EVENTS = "text/event-stream"
 
 
 class ClassAnswer(BaseModel):
@@ -71,6 +72,11 @@ def wants_json(accept: str) -> bool:
     return qualities.get(JSON, 0.0) > 0.0 and qualities[JSON] >= max(images, default=0.0)
 
 
+def wants_events(accept: str) -> bool:
+    """Say whether an `Accept` header names `text/event-stream`."""
+    return dict(_media_ranges(accept)).get(EVENTS, 0.0) > 0.0
+
+
 def image_answer(result: GenerationResult) -> Response:
     """Answer with the bytes of the one image."""
     request = result.request
@@ -86,6 +92,12 @@ def image_answer(result: GenerationResult) -> Response:
 
 def json_answer(result: GenerationResult) -> Response:
     """Answer with metadata and all images. Base64 takes a third more bytes than the images."""
+    headers = {"x-seed": str(result.request.seed), **timing_headers(result.timings)}
+    return JSONResponse(answer_fields(result), headers=headers)
+
+
+def answer_fields(result: GenerationResult) -> dict[str, object]:
+    """The fields of a `GenerateAnswer`, as they are written in JSON."""
     request, timings = result.request, result.timings
     answer = GenerateAnswer.model_validate(
         {
@@ -118,8 +130,7 @@ def json_answer(result: GenerationResult) -> Response:
             },
         }
     )
-    headers = {"x-seed": str(request.seed), **timing_headers(timings)}
-    return JSONResponse(answer.model_dump(by_alias=True), headers=headers)
+    return answer.model_dump(by_alias=True)
 
 
 def timing_headers(timings: GenerationTimings) -> dict[str, str]:

@@ -9,6 +9,7 @@ from fit_serve.http_api.error_body import install_error_handlers
 from fit_serve.http_api.generations import build_generations
 from fit_serve.http_api.probes import build_probes
 from fit_serve.http_api.request_scope import RequestScope
+from fit_serve.http_api.requests import build_requests
 from fit_serve.service import GenerationService
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -25,6 +26,7 @@ def build_http_api(
         lifespan=lifespan,
     )
     app.include_router(build_generations(service))
+    app.include_router(build_requests(service))
     app.include_router(build_probes(service))
     install_error_handlers(app)
     app.add_middleware(RequestScope)

@@ -54,13 +54,17 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def error_answer(error: ServeError) -> JSONResponse:
     """Give the answer for an error: status, object, and `Retry-After` where coming back helps."""
-    form = form_of(error)
     headers = {}
     if isinstance(error, ComeBackLater):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, NotReady):
         headers["connection"] = "close"
-    return _answer(form.http_status, error.message, form.type, error.param, error.code, headers)
+    return JSONResponse(error_fields(error), form_of(error).http_status, headers)
+
+
+def error_fields(error: ServeError) -> dict[str, object]:
+    """The error object, for answers that have begun already."""
+    return _body(error.message, form_of(error).type, error.param, error.code).model_dump()
 
 
 def _http_error_answer(request: Request, error: HTTPException) -> JSONResponse:
@@ -78,25 +82,18 @@ def _http_error_answer(request: Request, error: HTTPException) -> JSONResponse:
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     if error.status_code >= 500:
         kind = "server_error"
-    return _answer(error.status_code, message, kind, None, code, dict(error.headers or {}))
+    body = _body(message, kind, None, code)
+    return JSONResponse(body.model_dump(), error.status_code, dict(error.headers or {}))
 
 
-def _answer(
-    status: int,
-    message: str,
-    kind: str,
-    param: str | None,
-    code: str | None,
-    headers: dict[str, str],
-) -> JSONResponse:
+def _body(message: str, kind: str, param: str | None, code: str | None) -> ErrorBody:
     detail = ErrorDetail(
         message=_encodable(message),
         type=kind,
         param=None if param is None else _encodable(param[:LONGEST_PARAM]),
         code=code,
     )
-    body = ErrorBody(error=detail)
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+    return ErrorBody(error=detail)
 
 
 def _encodable(text: str) -> str:

@@ -1,20 +1,25 @@
 """`POST /generate`: parse, call the service, answer; and stop if the client goes away."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import TypeVar
 
 from fastapi import APIRouter, HTTPException, Request, Response
 
-from fit_serve.errors import Cancelled, InvalidRequest
-from fit_serve.http_api.answers import GenerateAnswer, image_answer, json_answer, wants_json
+from fit_serve.errors import InvalidRequest
+from fit_serve.http_api.answers import (
+    EVENTS,
+    GenerateAnswer,
+    image_answer,
+    json_answer,
+    wants_events,
+    wants_json,
+)
+from fit_serve.http_api.disconnect import unless_disconnected
 from fit_serve.http_api.error_body import ErrorBody
+from fit_serve.http_api.generation_events import stream_answer
 from fit_serve.http_api.json_body import read_json_object
 from fit_serve.http_api.schemas import generate_schema, parse_generate
 from fit_serve.images import MEDIA_TYPES
 from fit_serve.service import GenerationService
-
-T = TypeVar("T")
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _HEADERS = {
@@ -28,6 +33,7 @@ _REFUSALS = {
     413: "The body is longer than 64 KiB.",
     415: "The body is not declared as application/json.",
     429: "The queue is full; come back after `Retry-After` seconds.",
+    499: "The request was cancelled, by `DELETE /requests/{id}`.",
     500: "The server failed.",
     503: "Starting, draining or dead; come back after `Retry-After` seconds.",
     504: "The request ran into the time limit of the server.",
@@ -44,8 +50,11 @@ def build_generations(service: GenerationService) -> APIRouter:
         except (InvalidRequest, HTTPException):
             service.telemetry.request_rejected("invalid")
             raise
+        accept = request.headers.get("accept", "")
+        if wants_events(accept):
+            return await stream_answer(request, service, asked)
         result = await unless_disconnected(request, service.generate(asked))
-        if asked.num_images > 1 or wants_json(request.headers.get("accept", "")):
+        if asked.num_images > 1 or wants_json(accept):
             return await asyncio.to_thread(json_answer, result)
         return image_answer(result)
 
@@ -56,14 +65,18 @@ def build_generations(service: GenerationService) -> APIRouter:
         summary="Make images of one class, of any size",
         description=(
             "Answers with the bytes of the image; with `Accept: application/json`, or for more "
-            "than one image, with JSON that holds them in base64."
+            "than one image, with JSON that holds them in base64; with `Accept: "
+            "text/event-stream`, with events: accepted, progress, and completed or error."
         ),
         response_class=Response,
         responses={
             200: {
                 "model": GenerateAnswer,
                 "description": "The image, or JSON with the images.",
-                "content": dict.fromkeys(MEDIA_TYPES.values(), _BINARY),
+                "content": {
+                    **dict.fromkeys(MEDIA_TYPES.values(), _BINARY),
+                    EVENTS: {"schema": {"type": "string"}},
+                },
                 "headers": {
                     name: {"description": meaning, "schema": {"type": "string"}}
                     for name, meaning in _HEADERS.items()
@@ -82,24 +95,3 @@ def build_generations(service: GenerationService) -> APIRouter:
         },
     )
     return router
-
-
-async def unless_disconnected(request: Request, work: Coroutine[object, object, T]) -> T:
-    """Do the work, or cancel it and raise `Cancelled` as soon as the client is gone."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnect(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Cancelled("the client went away")
-    finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.wait({working, leaving})
-
-
-async def _disconnect(request: Request) -> None:
-    """Return when the client has gone. The body has been read, so nothing else can come."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

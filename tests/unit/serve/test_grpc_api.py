@@ -94,12 +94,14 @@ async def test_a_stream_tells_of_every_image_and_ends_with_the_pictures() -> Non
     engine = FakeEngine(patient=True)
     async with knocking(engine) as at:
         call = at.stub.GenerateStream(asked(num_images=2))
+        accepted = await call.read()
         first = await call.read()
         second = await call.read()
         for name in engine.unfinished:
             engine.finish(name)
         last = await call.read()
         assert await call.read() == grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
+    assert accepted.accepted.id == last.completed.id
     assert {e.progress.image_index for e in (first, second)} == {0, 1}
     assert first.progress.evaluations_done == 1
     assert first.progress.evaluations_total == LIMITS.defaults.num_inference_steps
@@ -117,8 +119,8 @@ async def test_a_slow_reader_gets_the_latest_of_each_image() -> None:
 
     async with knocking(Chatty()) as at:
         events = [event async for event in at.stub.GenerateStream(asked())]
-    assert [e.WhichOneof("event") for e in events] == ["progress", "completed"]
-    assert events[0].progress.evaluations_done == 19
+    assert [e.WhichOneof("event") for e in events] == ["accepted", "progress", "completed"]
+    assert events[1].progress.evaluations_done == 19
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,9 @@ def test_the_document_has_the_body_with_the_limits_of_the_model(document: dict[s
 
 def test_the_document_has_both_answers_and_every_error(document: dict[str, Any]) -> None:
     answers = document["paths"]["/generate"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "413", "415", "429", "500", "503", "504"}
-    kinds = {"image/png", "image/jpeg", "image/webp", "application/json"}
+    assert set(answers) == {"200", "400", "413", "415", "429", "499", "500", "503", "504"}
+    pictures = {"image/png", "image/jpeg", "image/webp"}
+    kinds = {*pictures, "application/json", "text/event-stream"}
     assert set(answers["200"]["content"]) == kinds
     assert "x-seed" in answers["200"]["headers"]
     for status, answer in answers.items():

@@ -107,12 +107,20 @@ class Timings(_message.Message):
     def __init__(self, queue_ms: _Optional[float] = ..., inference_ms: _Optional[float] = ..., decode_ms: _Optional[float] = ..., encode_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
-    __slots__ = ("progress", "completed")
+    __slots__ = ("progress", "completed", "accepted")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     progress: Progress
     completed: GenerateResponse
-    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., completed: _Optional[_Union[GenerateResponse, _Mapping]] = ...) -> None: ...
+    accepted: Accepted
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., completed: _Optional[_Union[GenerateResponse, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ...) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("image_index", "evaluations_done", "evaluations_total")

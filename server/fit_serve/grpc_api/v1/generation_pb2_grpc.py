@@ -57,7 +57,7 @@ class ImageGenerationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """The same, telling of its progress; the last event is `completed`.
+        """The same, telling of its progress; the first event is `accepted`, the last `completed`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
