@@ -6,6 +6,7 @@ application from it, and orders their start and stop. Parts know each other thro
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from fit_kernels import use_attention, use_backend
 from fit_kernels.attention import chosen_attention
 from fit_models.bundle import Bundle, load_bundle
-from fit_models.families import samplers_of
+from fit_models.families import family_of, samplers_of
 from fit_models.host_memory import bound_product_caches, keep_freed_memory
 from fit_models.int8 import quantize_int8
 from fit_serve.engine import EngineConfig, EngineHandle
@@ -118,7 +119,10 @@ def engine_config(settings: Settings) -> EngineConfig:
 
 def limits_of(bundle: Bundle, settings: Settings) -> ModelLimits:
     """Say what a bundle can be asked for on this server."""
-    token_side = bundle.model_config.patch_size * bundle.autoencoder.downsampling
+    model = bundle.model_config
+    token_side = model.patch_size * bundle.autoencoder.downsampling
+    trained_side = family_of(model).trained_side(model)
+    default_side = min(trained_side, math.isqrt(settings.max_image_tokens)) * token_side
     return ModelLimits(
         name=bundle.name,
         class_names=tuple(bundle.class_names),
@@ -133,6 +137,7 @@ def limits_of(bundle: Bundle, settings: Settings) -> ModelLimits:
             sampler=bundle.defaults.sampler,
             quality=settings.quality,
         ),
+        default_side=default_side,
     )
 
 
@@ -153,7 +158,12 @@ def http_app(assembly: Assembly) -> "FastAPI":
             yield
         await asyncio.to_thread(assembly.stop)
 
-    return build_http_api(assembly.service, lifespan, version("fit-serve"))
+    return build_http_api(
+        assembly.service,
+        lifespan,
+        version("fit-serve"),
+        stored_image_bytes=assembly.settings.stored_image_bytes,
+    )
 
 
 @asynccontextmanager

@@ -56,18 +56,23 @@ XMP_PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 def encode_image(
-    pixels: "numpy.ndarray", output_format: str, parameters: Mapping[str, object], software: str
+    pixels: "numpy.ndarray",
+    output_format: str,
+    parameters: Mapping[str, object],
+    software: str,
+    compression: int | None = None,
 ) -> bytes:
     """Encode pixels, uint8 [height, width, 3] RGB, with the parameters and program that made them.
 
     `output_format` is a key of MEDIA_TYPES (KeyError otherwise); the parameters must be
-    serialisable as JSON. Takes milliseconds to a second: not for an event loop. Pillow gives up
-    the interpreter lock while it compresses.
+    serialisable as JSON; `compression` is the quality of a JPEG or WebP in 0 ... 100, of no effect
+    on a PNG, which loses nothing. Takes milliseconds to a second: not for an event loop. Pillow
+    gives up the interpreter lock while it compresses.
     """
     write = _WRITERS[output_format]
     described = _Description(json.dumps({**parameters, "software": software}), software)
     out = io.BytesIO()
-    write(Image.fromarray(pixels), out, described)
+    write(Image.fromarray(pixels), out, described, compression)
     return out.getvalue()
 
 
@@ -86,7 +91,7 @@ class _Description:
         )
 
 
-def _write_png(image: Image.Image, out: io.BytesIO, described: _Description) -> None:
+def _write_png(image: Image.Image, out: io.BytesIO, described: _Description, _: int | None) -> None:
     text = PngInfo()
     text.add_text("Software", described.software)
     text.add_text("parameters", described.parameters)
@@ -94,14 +99,20 @@ def _write_png(image: Image.Image, out: io.BytesIO, described: _Description) -> 
     image.save(out, "PNG", pnginfo=text, compress_level=PNG_COMPRESS_LEVEL)
 
 
-def _write_jpeg(image: Image.Image, out: io.BytesIO, described: _Description) -> None:
+def _write_jpeg(
+    image: Image.Image, out: io.BytesIO, described: _Description, quality: int | None
+) -> None:
     xmp = described.xmp_packet().encode()
-    image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0, xmp=xmp)
+    quality = JPEG_QUALITY if quality is None else quality
+    image.save(out, "JPEG", quality=quality, subsampling=0, xmp=xmp)
 
 
-def _write_webp(image: Image.Image, out: io.BytesIO, described: _Description) -> None:
+def _write_webp(
+    image: Image.Image, out: io.BytesIO, described: _Description, quality: int | None
+) -> None:
     xmp = described.xmp_packet().encode()
-    image.save(out, "WEBP", quality=WEBP_QUALITY, method=WEBP_METHOD, xmp=xmp)
+    quality = WEBP_QUALITY if quality is None else quality
+    image.save(out, "WEBP", quality=quality, method=WEBP_METHOD, xmp=xmp)
 
 
 _WRITERS = MappingProxyType({"png": _write_png, "jpeg": _write_jpeg, "webp": _write_webp})

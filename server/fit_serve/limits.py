@@ -43,7 +43,8 @@ class Defaults:
 class ModelLimits:
     """What one model can be asked for.
 
-    `size_multiple` and `min_side` are pixels, `max_tokens` is per image, where one token covers
+    `size_multiple`, `min_side` and `default_side` (of a square where a protocol lets the size be
+    ours) are pixels, `max_tokens` is per image, where one token covers
     `size_multiple` x `size_multiple` pixels. `class_names[i]` names class i; a name may hold
     synonyms between commas, as ImageNet's do.
     """
@@ -55,6 +56,7 @@ class ModelLimits:
     max_tokens: int
     samplers: tuple[str, ...]
     defaults: Defaults
+    default_side: int = 256
     output_formats: tuple[str, ...] = ("png", "jpeg", "webp")
     max_num_inference_steps: int = 250
     max_num_images: int = 16
@@ -102,6 +104,7 @@ class ModelLimits:
         priority: int | None = None,
         deadline_s: float | None = None,
         output_format: str | None = None,
+        output_compression: int | None = None,
     ) -> GenerationRequest:
         """Make a request of what a client said; None is the model's default, a seed is drawn.
 
@@ -125,6 +128,7 @@ class ModelLimits:
             priority=_or(priority, 0),
             deadline_s=deadline_s,
             output_format=_or(output_format, self.output_formats[0]),
+            output_compression=output_compression,
         )
 
     def check(self, request: GenerationRequest) -> None:
@@ -150,6 +154,18 @@ class ModelLimits:
         one_of("sampler", request.sampler, self.samplers)
         one_of("quality", request.quality, tuple(QUALITIES))
         one_of("output_format", request.output_format, self.output_formats)
+        self._check_compression(request)
+
+    def _check_compression(self, request: GenerationRequest) -> None:
+        compression = request.output_compression
+        if compression is None:
+            return
+        within("output_compression", compression, 0, 100)
+        if request.output_format == "png" and compression != 100:
+            raise InvalidRequest(
+                f"output_compression {compression} is for jpeg and webp; a png loses nothing",
+                param="output_compression",
+            )
 
     def _interval(self, quality: str) -> tuple[float, float]:
         """The model's guidance interval, cut where the preset guides no more."""

@@ -46,6 +46,7 @@ class GenerationRequest:
 
     `request_id` is made by us and unique in this process, because cancelling goes by it.
     Defaults are those of the protocol; a transport fills in the model's own (`ModelLimits`).
+    `output_compression` is the quality of a JPEG or WebP, 0 ... 100; None is that of the format.
     """
 
     request_id: str
@@ -62,6 +63,7 @@ class GenerationRequest:
     priority: int = 0
     deadline_s: float | None = None
     output_format: str = "png"
+    output_compression: int | None = None
 
     @property
     def seeds(self) -> tuple[int, ...]:

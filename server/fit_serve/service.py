@@ -177,6 +177,7 @@ class GenerationService:
                     request.output_format,
                     self._parameters(request, seed),
                     self._config.software,
+                    request.output_compression,
                 )
                 for result, seed in zip(results, request.seeds, strict=True)
             )

@@ -141,6 +141,9 @@ class Settings(BaseSettings):
     encode_workers: Annotated[
         int, Field(ge=1, description="Threads that turn pixels into PNG, JPEG or WebP.")
     ] = 2
+    stored_image_bytes: Annotated[
+        int, Field(ge=0, description="Memory for images that are answered by URL.")
+    ] = 64 * 2**20
     request_timeout_s: Annotated[
         float | None,
         Field(gt=0, allow_inf_nan=False, description="Seconds a request may take; beyond, 504."),

@@ -48,6 +48,7 @@ def request_of(
         priority=_given(message, "priority"),
         deadline_s=_earlier(deadline_s, remaining_s, limits.max_deadline_s),
         output_format=_given(message, "output_format"),
+        output_compression=_given(message, "output_compression"),
     )
 
 

@@ -6,6 +6,7 @@ client goes away, and what it holds would be freed only when memory is tidied.
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from fit_serve.errors import EngineFailed, ServeError
 from fit_serve.http_api.disconnect import disconnect
+from fit_serve.http_api.error_body import error_fields
 
 KEEP_ALIVE_S = 15.0
 """Proxies close what is silent for a minute."""
+_log = logging.getLogger(__name__)
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -30,6 +34,22 @@ class ServerSentEvent:
     def encoded(self) -> bytes:
         """The bytes on the wire; JSON has no line breaks."""
         return f"event: {self.name}\ndata: {json.dumps(self.data)}\n\n".encode()
+
+
+async def ends_with_error(
+    events: AsyncGenerator[ServerSentEvent],
+) -> AsyncGenerator[ServerSentEvent]:
+    """The same events; what is raised becomes the last of them, `error`."""
+    async with aclosing(events):
+        try:
+            async for event in events:
+                yield event
+        except ServeError as error:
+            yield ServerSentEvent("error", error_fields(error))
+        except Exception:
+            _log.exception("bug while answering")
+            bug = EngineFailed("the server failed; its log has the cause")
+            yield ServerSentEvent("error", error_fields(bug))
 
 
 class EventStream(Response):

@@ -1,22 +1,17 @@
 """A generation as server-sent events: accepted, progress, and completed or error."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from fastapi import Request
 
-from fit_serve.errors import EngineFailed, ServeError
 from fit_serve.http_api.answers import answer_fields
 from fit_serve.http_api.disconnect import unless_disconnected
-from fit_serve.http_api.error_body import error_fields
-from fit_serve.http_api.event_stream import EventStream, ServerSentEvent
+from fit_serve.http_api.event_stream import EventStream, ServerSentEvent, ends_with_error
 from fit_serve.request import GenerationRequest, Progress
 from fit_serve.service import GenerationService
 from fit_serve.streaming import Accepted, Event, stream_generation
-
-_log = logging.getLogger(__name__)
 
 
 async def stream_answer(
@@ -32,7 +27,7 @@ async def stream_answer(
         return await anext(events)
 
     accepted = await unless_disconnected(request, first())
-    return EventStream(_told(accepted, events, asked))
+    return EventStream(ends_with_error(_told(accepted, events, asked)))
 
 
 async def _told(
@@ -40,15 +35,8 @@ async def _told(
 ) -> AsyncGenerator[ServerSentEvent]:
     async with aclosing(events):
         yield await _told_one(first, asked)
-        try:
-            async for event in events:
-                yield await _told_one(event, asked)
-        except ServeError as error:
-            yield ServerSentEvent("error", error_fields(error))
-        except Exception:
-            _log.exception("bug while answering")
-            bug = EngineFailed("the server failed; its log has the cause")
-            yield ServerSentEvent("error", error_fields(bug))
+        async for event in events:
+            yield await _told_one(event, asked)
 
 
 async def _told_one(event: Event, asked: GenerationRequest) -> ServerSentEvent:

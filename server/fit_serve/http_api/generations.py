@@ -28,7 +28,7 @@ _HEADERS = {
     "x-inference-time-ms": "Time from the first to the last step, in milliseconds.",
     "server-timing": "Milliseconds of queue, inference, decode, encode and total.",
 }
-_REFUSALS = {
+REFUSALS = {
     400: "A field is missing, unknown, of the wrong type or out of the limits of the model.",
     413: "The body is longer than 64 KiB.",
     415: "The body is not declared as application/json.",
@@ -84,7 +84,7 @@ def build_generations(service: GenerationService) -> APIRouter:
             },
             **{
                 status: {"model": ErrorBody, "description": meaning}
-                for status, meaning in _REFUSALS.items()
+                for status, meaning in REFUSALS.items()
             },
         },
         openapi_extra={

@@ -5,17 +5,13 @@ a message that names field, value and what is allowed. Ranges depend on the mode
 by `ModelLimits`, for every transport alike.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field, ValidationError
 
-from fit_serve.errors import InvalidRequest
-from fit_serve.http_api.json_body import json_kind
-from fit_serve.limits import ModelLimits, shown_text
+from fit_serve.http_api.field_errors import Body, refusal
+from fit_serve.limits import ModelLimits
 from fit_serve.quality import QUALITIES
 from fit_serve.request import NUM_SEEDS, GenerationRequest
 
@@ -23,10 +19,14 @@ MAX_EXAMPLES = 100
 """Class names shown in the schema: all of a small model's, not the thousand of ImageNet."""
 
 
-class GenerateBody(BaseModel):
+class GenerateBody(Body):
     """A request for images of one class. Optional fields may be left out or null."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    expected: ClassVar[dict[str, str]] = {
+        "class": "the name (a string) or the id (an integer) of a class",
+        "guidance_interval": "an array of two finite numbers, [low, high]",
+    }
 
     class_: Annotated[
         str | int,
@@ -74,6 +74,9 @@ class GenerateBody(BaseModel):
     output_format: Annotated[
         Literal["png", "jpeg", "webp"] | None, Field(description="File format; png if absent.")
     ] = None
+    output_compression: Annotated[
+        int | None, Field(description="Quality of a jpeg or webp: 0 is smallest, 100 is best.")
+    ] = None
 
 
 def parse_generate(fields: Mapping[str, object], limits: ModelLimits) -> GenerationRequest:
@@ -84,7 +87,7 @@ def parse_generate(fields: Mapping[str, object], limits: ModelLimits) -> Generat
     try:
         body = GenerateBody.model_validate(dict(fields))
     except ValidationError as error:
-        raise _refusal(error.errors(include_url=False)) from None
+        raise refusal(error.errors(include_url=False), GenerateBody) from None
     interval = body.guidance_interval
     return limits.complete(
         body.class_,
@@ -100,6 +103,7 @@ def parse_generate(fields: Mapping[str, object], limits: ModelLimits) -> Generat
         priority=body.priority,
         deadline_s=None if body.deadline_ms is None else body.deadline_ms / 1e3,
         output_format=body.output_format,
+        output_compression=body.output_compression,
     )
 
 
@@ -134,6 +138,7 @@ def generate_schema(limits: ModelLimits) -> dict[str, object]:
         },
         "deadline_ms": {"minimum": 1, "maximum": 1e3 * limits.max_deadline_s},
         "output_format": {"default": "png"},
+        "output_compression": {"minimum": 0, "maximum": 100},
     }
     for field, more in facts.items():
         schema["properties"][field].update(more)
@@ -143,57 +148,3 @@ def generate_schema(limits: ModelLimits) -> dict[str, object]:
     )
     schema["examples"] = [{"class": limits.class_names[0], "height": 128, "width": 192}]
     return schema
-
-
-_EXPECTED: Mapping[str, str] = MappingProxyType(
-    {
-        "class": "the name (a string) or the id (an integer) of a class",
-        "height": "an integer",
-        "width": "an integer",
-        "num_images": "an integer",
-        "num_inference_steps": "an integer",
-        "guidance_scale": "a finite number",
-        "guidance_interval": "an array of two finite numbers, [low, high]",
-        "seed": "an integer",
-        "sampler": "a string",
-        "quality": "a string",
-        "priority": "an integer",
-        "deadline_ms": "a finite number",
-        "output_format": "one of: png, jpeg, webp",
-    }
-)
-
-
-def _refusal(errors: Sequence[ErrorDetails]) -> InvalidRequest:
-    """Say what is wrong with the fields: a misspelt one first, for it explains a missing one."""
-    error = min(errors, key=lambda candidate: candidate["type"] != "extra_forbidden")
-    field, *inner = error["loc"]
-    assert isinstance(field, str), error
-    if error["type"] == "extra_forbidden":
-        return _unknown_field(field)
-    if error["type"] == "missing":
-        return InvalidRequest(f"{field} is required: {_EXPECTED[field]}", param=field)
-    at = "".join(f" (at index {index})" for index in inner if isinstance(index, int))
-    shown = _shown(error["input"])
-    return InvalidRequest(f"{field} must be {_EXPECTED[field]}, not {shown}{at}", param=field)
-
-
-def _unknown_field(field: str) -> InvalidRequest:
-    known = [info.alias or name for name, info in GenerateBody.model_fields.items()]
-    near = difflib.get_close_matches(field[:60], known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the fields are: {', '.join(known)}"
-    return InvalidRequest(f"unknown field {shown_text(field)}; {hint}", param=field)
-
-
-def _shown(value: object) -> str:
-    """Write a JSON value for a message; arrays and objects, which may be large, by kind."""
-    match value:
-        case str():
-            return shown_text(value)
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return str(value)
-        case list():
-            return f"an array of {len(value)}"
-    return json_kind(value)

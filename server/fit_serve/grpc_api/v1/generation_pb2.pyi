@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("class_name", "class_label", "height", "width", "num_images", "num_inference_steps", "guidance_scale", "guidance_interval", "seed", "sampler", "quality", "priority", "deadline_ms", "output_format")
+    __slots__ = ("class_name", "class_label", "height", "width", "num_images", "num_inference_steps", "guidance_scale", "guidance_interval", "seed", "sampler", "quality", "priority", "deadline_ms", "output_format", "output_compression")
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     class_name: str
     class_label: int
     height: int
@@ -36,7 +37,8 @@ class GenerateRequest(_message.Message):
     priority: int
     deadline_ms: float
     output_format: str
-    def __init__(self, class_name: _Optional[str] = ..., class_label: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., seed: _Optional[int] = ..., sampler: _Optional[str] = ..., quality: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., output_format: _Optional[str] = ...) -> None: ...
+    output_compression: int
+    def __init__(self, class_name: _Optional[str] = ..., class_label: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., seed: _Optional[int] = ..., sampler: _Optional[str] = ..., quality: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., output_format: _Optional[str] = ..., output_compression: _Optional[int] = ...) -> None: ...
 
 class GuidanceInterval(_message.Message):
     __slots__ = ("low", "high")
