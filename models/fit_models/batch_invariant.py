@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fit_kernels import linear_fixed_tiles
 from fit_kernels.attention import chosen_attention
 from fit_kernels.backend import current_backend
-from fit_models.families import Network, placement
+from fit_models.families import Network, TextNetwork, placement
 from fit_models.joined import join_projections
 
 
@@ -63,6 +63,8 @@ def fixed_tiles_obstacle(network: Network) -> str | None:
     """
     if (backend := current_backend()) != "fused":
         return f"operators are {backend}; they must be fused"
+    if isinstance(network, TextNetwork):
+        return "attention to captions joins sequences of equal length"
     device, dtype = placement(network)
     attention = chosen_attention(dtype, device, network.config.head_dim)
     return None if attention == "fused" else f"attention is {attention}; it must be fused"

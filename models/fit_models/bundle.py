@@ -3,6 +3,7 @@
     model_index.json      components, name, id2label
     transformer/          config.json and weights of the network
     vae/                  the autoencoder, as diffusers stores it
+    text_encoder/, tokenizer/   of networks that read captions, see `fit_models.text_encoder`
     scheduler/            scheduler_config.json: what a request gets when it does not say;
                           step_cache.json: how the prediction behaves, if it was measured
 
@@ -31,8 +32,12 @@ from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.step_cache import GENERIC_PROFILE, PredictionProfile
 from fit_models.families import (
     ALL_SAMPLERS,
+    ClassNetwork,
     Network,
     NetworkConfig,
+    TextConfig,
+    TextNetwork,
+    caption_reading,
     empty_network,
     family_named,
     family_of,
@@ -41,6 +46,13 @@ from fit_models.families import (
 )
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.prepacked import lay_out_weights
+from fit_models.text_encoder import (
+    TEXT_ENCODER,
+    TOKENIZER,
+    TextEncoder,
+    check_channels,
+    load_text_encoder,
+)
 
 EMBEDDED = "embedded"
 MODEL_INDEX = "model_index.json"
@@ -77,7 +89,17 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A network ready to run, its autoencoder and what its labels mean."""
+    """A network ready to run, its autoencoder, and what its labels mean or what reads prompts.
+
+    Attributes:
+        name: as clients see it.
+        network: on its device.
+        autoencoder: of its latents.
+        class_names: in label order; empty for a network that reads captions.
+        defaults: what a request gets where it does not say.
+        profile: how the prediction behaves.
+        text_encoder: for a network that reads captions, and for no other.
+    """
 
     name: str
     network: Network
@@ -85,6 +107,7 @@ class Bundle:
     class_names: tuple[str, ...]
     defaults: SamplingDefaults
     profile: PredictionProfile = GENERIC_PROFILE
+    text_encoder: TextEncoder | None = None
 
     @property
     def model_config(self) -> NetworkConfig:
@@ -104,6 +127,23 @@ class Bundle:
             family = family_of(self.model_config).name
             raise ValueError(f"model {self.name!r} is a {family}; {purpose} are for FiTv2")
         return cast(FiTv2, self.network)
+
+    def class_network(self, purpose: str) -> ClassNetwork:
+        """The network, for what only those are for that are told a class.
+
+        Args:
+            purpose: in the plural, for the error: "offline samplers".
+
+        Raises:
+            ValueError: the network reads captions.
+        """
+        if isinstance(self.network, TextNetwork):
+            family = family_of(self.model_config).name
+            raise ValueError(
+                f"model {self.name!r} is a {family}, which reads prompts; {purpose} are for models "
+                "that draw classes"
+            )
+        return self.network
 
     @property
     def device(self) -> torch.device:
@@ -194,6 +234,7 @@ def load_bundle(
         class_names=class_names,
         defaults=defaults,
         profile=_profile(folder / PROFILE),
+        text_encoder=_text_encoder(folder, index, config, device, dtype),
     )
 
 
@@ -217,7 +258,7 @@ def save_bundle(
     dtype: torch.dtype | None = torch.bfloat16,
     max_shard_bytes: int = 15 * 2**20,
 ) -> None:
-    """Write everything but `vae/`, which is a folder of its own kind and is copied.
+    """Write everything but `vae/`, `text_encoder/` and `tokenizer/`, which are copied.
 
     A dtype of None keeps that of each tensor.
     """
@@ -237,9 +278,19 @@ def save_bundle(
             "transformer": ["fit_models", network_class],
             "vae": ["diffusers", _autoencoder_class(folder / "vae" / "config.json")],
             "scheduler": ["fit_models", "Flow"],
+            **_text_components(config),
             "id2label": {str(label): text for label, text in enumerate(class_names)},
         },
     )
+
+
+def _text_components(config: NetworkConfig) -> dict[str, list[str]]:
+    if caption_reading(config) is None:
+        return {}
+    return {
+        TEXT_ENCODER: ["transformers", "AutoModel"],
+        TOKENIZER: ["transformers", "AutoTokenizer"],
+    }
 
 
 def _autoencoder_class(config: Path) -> str:
@@ -256,6 +307,23 @@ def _class_names(index: Mapping[str, Any], config: NetworkConfig) -> tuple[str, 
             f"{MODEL_INDEX}: id2label must name labels 0..{config.num_classes - 1}, each once"
         )
     return tuple(str(labels[str(i)]) for i in range(config.num_classes))
+
+
+def _text_encoder(
+    folder: Path,
+    index: Mapping[str, Any],
+    config: NetworkConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TextEncoder | None:
+    reading = caption_reading(config)
+    if reading is None:
+        return None
+    assert isinstance(config, TextConfig)
+    prefix = str(index.get("prompt_prefix", ""))
+    encoder = load_text_encoder(folder, reading, device, dtype, prefix)
+    check_channels(encoder.channels, config.caption_channels)
+    return encoder
 
 
 def _defaults(path: Path) -> SamplingDefaults:

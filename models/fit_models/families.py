@@ -21,6 +21,7 @@ from fit_models.diffusion.dpm_solver import dpm_solver_2m, dpm_solver_single
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.power_cosine import power_cosine_scale
 from fit_models.diffusion.sampler import SAMPLERS, Evaluation, Trajectory, make_trajectory
+from fit_models.diffusion.shifted_flow import ALONG, shifted_trajectory
 from fit_models.diffusion.vp_schedule import scaled_linear_schedule
 from fit_models.networks import (
     diffit_config,
@@ -28,6 +29,8 @@ from fit_models.networks import (
     dit_config,
     fitv1_config,
     flag_dit_config,
+    lumina_next_config,
+    lumina_t2i_config,
     mdt_config,
     next_dit_config,
     terdit_config,
@@ -43,6 +46,11 @@ from fit_models.networks.fitv1_config import NAMED_FITV1_CONFIGS, FiTv1Config
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.networks.flag_dit import FlagDiT
 from fit_models.networks.flag_dit_config import NAMED_FLAG_DIT_CONFIGS, FlagDiTConfig
+from fit_models.networks.lumina_next import LuminaNext
+from fit_models.networks.lumina_next_config import NAMED_LUMINA_NEXT_CONFIGS, LuminaNextConfig
+from fit_models.networks.lumina_positions import RopeScaling
+from fit_models.networks.lumina_t2i import LuminaT2I
+from fit_models.networks.lumina_t2i_config import NAMED_LUMINA_T2I_CONFIGS, LuminaT2IConfig
 from fit_models.networks.mdt import MDT
 from fit_models.networks.mdt_config import NAMED_MDT_CONFIGS, MDTConfig
 from fit_models.networks.next_dit import NextDiT
@@ -51,8 +59,10 @@ from fit_models.networks.terdit import TerDiT
 from fit_models.networks.terdit_config import NAMED_TERDIT_CONFIGS, TerDiTConfig
 from fit_models.rope import rope_table
 
-Network = FiTv2 | FiTv1 | DiT | MDT | DiffiT | DiMR | FlagDiT | NextDiT | TerDiT
-NetworkConfig = (
+ClassNetwork = FiTv2 | FiTv1 | DiT | MDT | DiffiT | DiMR | FlagDiT | NextDiT | TerDiT
+TextNetwork = LuminaNext | LuminaT2I
+Network = ClassNetwork | TextNetwork
+ClassConfig = (
     ModelConfig
     | FiTv1Config
     | DiTConfig
@@ -63,12 +73,32 @@ NetworkConfig = (
     | NextDiTConfig
     | TerDiTConfig
 )
+TextConfig = LuminaNextConfig | LuminaT2IConfig
+NetworkConfig = ClassConfig | TextConfig
+TableKey = tuple[int, int] | tuple[int, int, RopeScaling]
+"""Rows, columns, and how the tables are stretched where that changes in a sequence's life."""
 VELOCITY, NOISE = "velocity", "noise"
 SOLVERS: dict[str, Callable[[int], Trajectory]] = {
     "dpm-solver": lambda steps: dpm_solver_single(steps, scaled_linear_schedule()),
     "dpm-solver-2m": lambda steps: dpm_solver_2m(steps, scaled_linear_schedule()),
 }
 ALL_SAMPLERS = (*SAMPLERS, *DISCRETE_SAMPLERS, *SOLVERS)
+
+
+@dataclass(frozen=True)
+class CaptionReading:
+    """How a network that reads captions was shown them in training.
+
+    Attributes:
+        hidden_state: of the language model's hidden states, the embeddings first, counted as
+            Python counts.
+        max_tokens: of a caption, the mark of its beginning included.
+        marks_end: whether a mark of the end follows the last token.
+    """
+
+    hidden_state: int
+    max_tokens: int
+    marks_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,18 +116,30 @@ class Family:
         prediction: what a network returns, `VELOCITY` or `NOISE`.
         samplers: update rules its training allows, the plainest first.
         guidance_power: of the power-cosine course its published guidance has; 0 is constant.
+        captions: how it reads them; None for a family that is told a class.
+        scaling_at: (rows, columns, config, timestep) to how tables are stretched then, which
+            `position_tables` takes as a fourth argument; None where tables never change.
+        time_shift: how far its schedule is bent towards noise; 1 is an even one.
+        usual_steps, usual_guidance: what its authors sample with.
+        text_encoder: where the language model is, for people.
     """
 
     name: str
     network: Callable[[Any], Network]
     config: type[Any]
     named_configs: Mapping[str, NetworkConfig]
-    position_tables: Callable[[int, int, Any], tuple[Tensor, Tensor]]
+    position_tables: Callable[..., tuple[Tensor, Tensor]]
     trained_side: Callable[[Any], int]
     check_size: Callable[[int, int, Any], None]
     prediction: Callable[[Any], str] = lambda config: config.prediction
     samplers: tuple[str, ...] = ()
     guidance_power: Callable[[Any], float] = lambda _config: 0.0
+    captions: CaptionReading | None = None
+    scaling_at: Callable[[int, int, Any, float], RopeScaling] | None = None
+    time_shift: Callable[[Any], float] = lambda _config: 1.0
+    usual_steps: int = 25
+    usual_guidance: float = 1.5
+    text_encoder: str = ""
 
 
 def _fitv2_positions(rows: int, columns: int, config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -204,6 +246,39 @@ _FAMILIES = (
         check_size=terdit_config.check_size,
         prediction=_always(NOISE),
     ),
+    Family(
+        name="LuminaNext",
+        network=LuminaNext,
+        config=LuminaNextConfig,
+        named_configs=NAMED_LUMINA_NEXT_CONFIGS,
+        position_tables=lumina_next_config.position_tables,
+        trained_side=lambda config: config.trained_side,
+        check_size=lumina_next_config.check_size,
+        prediction=_always(VELOCITY),
+        samplers=tuple(ALONG),
+        captions=CaptionReading(hidden_state=-2, max_tokens=256),
+        text_encoder="huggingface.co/google/gemma-2b",
+        scaling_at=lumina_next_config.scaling_at,
+        time_shift=lambda config: config.time_shift,
+        usual_steps=30,
+        usual_guidance=4.0,
+    ),
+    Family(
+        name="LuminaT2I",
+        network=LuminaT2I,
+        config=LuminaT2IConfig,
+        named_configs=NAMED_LUMINA_T2I_CONFIGS,
+        position_tables=lumina_t2i_config.position_tables,
+        trained_side=lambda config: config.trained_side,
+        check_size=lumina_t2i_config.check_size,
+        prediction=_always(VELOCITY),
+        samplers=tuple(ALONG),
+        captions=CaptionReading(hidden_state=-1, max_tokens=4096, marks_end=True),
+        text_encoder="huggingface.co/meta-llama/Llama-2-7b-hf",
+        time_shift=lambda config: config.time_shift,
+        usual_steps=30,
+        usual_guidance=4.0,
+    ),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 _OF_CONFIG: dict[type, Family] = {family.config: family for family in _FAMILIES}
@@ -239,9 +314,34 @@ def placement(network: Network) -> tuple[torch.device, torch.dtype]:
     return weight.device, weight.dtype
 
 
-def position_tables(rows: int, columns: int, config: NetworkConfig) -> tuple[Tensor, Tensor]:
-    """What a token's position means to a network: [N, A] and [N, B], N row-major."""
-    return family_of(config).position_tables(rows, columns, config)
+def position_tables(
+    rows: int, columns: int, config: NetworkConfig, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a token's position means to a network: [N, A] and [N, B], N row-major.
+
+    Args:
+        rows, columns: tokens.
+        config: of the network.
+        scaling: of `table_keys`, for families whose tables change; None is theirs at no stretch.
+    """
+    make = family_of(config).position_tables
+    return make(rows, columns, config) if scaling is None else make(rows, columns, config, scaling)
+
+
+def table_keys(
+    grid: tuple[int, int], config: NetworkConfig, trajectory: Trajectory
+) -> tuple[TableKey, ...]:
+    """By what the tables are known that each evaluation reads; none where a grid has one table."""
+    scaling_at = family_of(config).scaling_at
+    if scaling_at is None:
+        return ()
+    times = (evaluation.network_timestep for evaluation in trajectory.evaluations)
+    return tuple((*grid, scaling_at(*grid, config, time)) for time in times)
+
+
+def caption_reading(config: NetworkConfig) -> CaptionReading | None:
+    """How a network reads captions; None for one that is told a class."""
+    return family_of(config).captions
 
 
 def position_widths(config: NetworkConfig) -> tuple[int, int]:
@@ -296,14 +396,22 @@ def trajectory_of(config: NetworkConfig, sampler: str, num_inference_steps: int)
     if sampler not in rules:
         raise ValueError(
             f"sampler {sampler!r} is not for {family_of(config).name}, which predicts the "
-            f"{prediction_of(config)}; known: {', '.join(rules)}"
+            f"{prediction_of(config)}{_along(config)}; known: {', '.join(rules)}"
         )
     if sampler in SOLVERS:
         return SOLVERS[sampler](num_inference_steps)
     if sampler in DISCRETE_SAMPLERS:
         learned = config.output_channels > config.token_channels
         return make_discrete_trajectory(sampler, num_inference_steps, learned)
+    shift = family_of(config).time_shift(config)
+    if shift != 1.0:
+        return shifted_trajectory(sampler, num_inference_steps, shift)
     return make_trajectory(sampler, num_inference_steps)
+
+
+def _along(config: NetworkConfig) -> str:
+    shift = family_of(config).time_shift(config)
+    return "" if shift == 1.0 else f" along a schedule bent by {shift:g}"
 
 
 def guidance_scale_at(config: NetworkConfig, guidance: Guidance, evaluation: Evaluation) -> float:

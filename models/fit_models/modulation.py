@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fit_models.families import Network, placement
+from fit_models.families import Network, TextNetwork, placement
 from fit_models.modulation_rows import Modulation
 from fit_models.networks.fitv2 import FiTv2
 from fit_models.packing import pack_layout
@@ -45,7 +45,10 @@ class ModulationSource(Protocol):
         ...
 
     def rows(self, timestep_R: Tensor, label_R: Tensor) -> Tensor:
-        """One row per (timestep, label): [R, M]."""
+        """One row per (timestep, label): [R, M].
+
+        Of networks that read captions, `label_R` is what these give to the condition, `pooled`.
+        """
         ...
 
     def split(self, rows_RM: Tensor, row_of_token: Tensor) -> Modulation:
@@ -74,7 +77,7 @@ class ComputedModulation:
         self._device = placement(network)[0]
         nothing = torch.zeros(1, 0, device=self._device)
         self._layout = pack_layout([1], nothing, nothing, torch.zeros(1, dtype=torch.int64))
-        one = self._of(torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+        one = self._of(torch.zeros(1), _any_condition(network))
         parts = (*one.blocks, one.final)
         self._sizes = [part.shape[1] for part in parts]
         self._dtype = torch.cat(parts, dim=1).dtype
@@ -105,6 +108,13 @@ class ComputedModulation:
         return self._network.modulate(
             timestep_R.to(self._device), label_R.to(self._device), self._layout
         )
+
+
+def _any_condition(network: Network) -> Tensor:
+    """What stands where labels do, of one row."""
+    if isinstance(network, TextNetwork):
+        return torch.zeros(1, network.config.condition_size, dtype=placement(network)[1])
+    return torch.zeros(1, dtype=torch.int64)
 
 
 class StackedModulation:

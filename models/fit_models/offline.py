@@ -48,7 +48,7 @@ def sample_offline(
         uint8 [3, height, width].
 
     Raises:
-        ValueError: the sampler is unknown or not for this model, or a side is no multiple of a
+        ValueError: the sampler is unknown or not for this model, which may read prompts, or a side is no multiple of a
             token's.
     """
     if sampler not in OFFLINE_SAMPLERS:
@@ -80,8 +80,8 @@ class _Field:
     def __init__(
         self, bundle: Bundle, class_label: int, grid: tuple[int, int], guidance: Guidance
     ) -> None:
-        self._network = bundle.network
-        config = bundle.model_config
+        self._network = bundle.class_network("solvers that own their loop")
+        config = self._network.config
         self.device, self._dtype = bundle.device, bundle.dtype
         self._guidance = guidance
         labels = [class_label, config.null_label]

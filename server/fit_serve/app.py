@@ -104,6 +104,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         token_buckets=settings.token_buckets,
         num_threads=settings.num_threads or None,
         max_state_bytes=settings.max_state_bytes,
+        prompt_cache_bytes=settings.prompt_cache_bytes,
+        caption_cache_bytes=settings.caption_cache_bytes,
         decode_workers=settings.decode_workers,
         policy=settings.scheduling_policy,
         priority_step_s=settings.priority_step_s,
@@ -130,6 +132,9 @@ def limits_of(bundle: Bundle, settings: Settings) -> ModelLimits:
         min_side=SMALLEST_GRID * token_side,
         max_tokens=settings.max_image_tokens,
         samplers=samplers_of(bundle.model_config),
+        max_prompt_characters=(
+            None if bundle.text_encoder is None else settings.max_prompt_characters
+        ),
         defaults=Defaults(
             num_inference_steps=bundle.defaults.num_inference_steps,
             guidance_scale=bundle.defaults.guidance_scale,

@@ -22,6 +22,8 @@ from fit_serve.request import NUM_SEEDS, GenerationRequest
 NUM_DRAWN_SEEDS = 2**32
 """Seeds drawn for those who give none: JavaScript and jq read integers beyond 2^53 wrongly."""
 NUM_NEAR_MATCHES = 5
+CLASS_WANTED = "the name (a string) or the id (an integer) of a class"
+PROMPT_WANTED = "a string that says what to draw; it may be empty"
 LONGEST_CLASS_NAME = 200
 """Characters of a class name that are looked at: near matches cost time with its length."""
 
@@ -46,7 +48,8 @@ class ModelLimits:
     `size_multiple`, `min_side` and `default_side` (of a square where a protocol lets the size be
     ours) are pixels, `max_tokens` is per image, where one token covers
     `size_multiple` x `size_multiple` pixels. `class_names[i]` names class i; a name may hold
-    synonyms between commas, as ImageNet's do.
+    synonyms between commas, as ImageNet's do. `max_prompt_characters` is that of a model which
+    reads prompts, and has no classes; None for any other.
     """
 
     name: str
@@ -57,12 +60,18 @@ class ModelLimits:
     samplers: tuple[str, ...]
     defaults: Defaults
     default_side: int = 256
+    max_prompt_characters: int | None = None
     output_formats: tuple[str, ...] = ("png", "jpeg", "webp")
     max_num_inference_steps: int = 250
     max_num_images: int = 16
     max_guidance_scale: float = 20.0
     max_priority: int = 100
     max_deadline_s: float = 86_400.0
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a request says what to draw by a prompt, not by a class."""
+        return self.max_prompt_characters is not None
 
     def class_label(self, named: int | str) -> int:
         """Give the id of a class called by its id or its name.
@@ -90,10 +99,12 @@ class ModelLimits:
 
     def complete(
         self,
-        class_named: int | str,
+        class_named: int | str | None,
         height: int,
         width: int,
         *,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
         seed: int | None = None,
         num_images: int | None = None,
         num_inference_steps: int | None = None,
@@ -108,14 +119,15 @@ class ModelLimits:
     ) -> GenerationRequest:
         """Make a request of what a client said; None is the model's default, a seed is drawn.
 
-        Checks class and quality only: `check` is for the rest. Raises `InvalidRequest`.
+        Checks class, prompts and quality only: `check` is for the rest. Raises `InvalidRequest`.
         """
+        self._check_subject(class_named, prompt, negative_prompt)
         defaults = self.defaults
         wanted = _or(quality, defaults.quality)
         one_of("quality", wanted, tuple(QUALITIES))
         return GenerationRequest(
             request_id=f"gen-{uuid.uuid4().hex}",
-            class_label=self.class_label(class_named),
+            class_label=None if class_named is None else self.class_label(class_named),
             height=height,
             width=width,
             seed=_or(seed, secrets.randbelow(NUM_DRAWN_SEEDS)),
@@ -129,11 +141,16 @@ class ModelLimits:
             deadline_s=deadline_s,
             output_format=_or(output_format, self.output_formats[0]),
             output_compression=output_compression,
+            prompt=prompt,
+            negative_prompt=_or(negative_prompt, ""),
         )
 
     def check(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequest` if the model cannot do what is asked."""
-        self.class_label(request.class_label)
+        negative = request.negative_prompt or None
+        self._check_subject(request.class_label, request.prompt, negative)
+        if request.class_label is not None:
+            self.class_label(request.class_label)
         self._check_size(request.height, request.width)
         within("num_images", request.num_images, 1, self.max_num_images)
         within("num_inference_steps", request.num_inference_steps, 1, self.max_num_inference_steps)
@@ -166,6 +183,38 @@ class ModelLimits:
                 f"output_compression {compression} is for jpeg and webp; a png loses nothing",
                 param="output_compression",
             )
+
+    def _check_subject(
+        self, class_named: int | str | None, prompt: str | None, negative_prompt: str | None
+    ) -> None:
+        """Refuse a class where prompts are read, a prompt where classes are drawn, and neither."""
+        if self.max_prompt_characters is None:
+            for field, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+                if text is not None:
+                    raise InvalidRequest(
+                        f"{field} is not for {self.name}, which draws classes; "
+                        + ("give class" if class_named is None else f"leave {field} out"),
+                        param=field,
+                    )
+            if class_named is None:
+                raise InvalidRequest(f"class is required: {CLASS_WANTED}", param="class")
+            return
+        if class_named is not None:
+            raise InvalidRequest(
+                f"class is not for {self.name}, which reads prompts; "
+                + ("give prompt" if prompt is None else "leave class out"),
+                param="class",
+            )
+        if prompt is None:
+            raise InvalidRequest(f"prompt is required: {PROMPT_WANTED}", param="prompt")
+        for field, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            if text is not None and len(text) > self.max_prompt_characters:
+                raise InvalidRequest(
+                    f"{field} has {len(text)} characters; the limit is "
+                    f"{self.max_prompt_characters}",
+                    param=field,
+                    code="prompt_too_long",
+                )
 
     def _interval(self, quality: str) -> tuple[float, float]:
         """The model's guidance interval, cut where the preset guides no more."""

@@ -23,11 +23,12 @@ class SequenceRequest:
     `height` and `width` are pixels. `guidance_interval` is the closed range of sigma (noise level,
     1 is noise, 0 is the image) in which guidance is applied. `quality` is a name of
     `fit_serve.quality.QUALITIES`. Lower `priority` runs earlier; `deadline_s` counts from the
-    moment of submission, None is never.
+    moment of submission, None is never. A model that reads prompts has a `prompt` and no
+    `class_label`, any other the reverse.
     """
 
     sequence_id: str
-    class_label: int
+    class_label: int | None
     height: int
     width: int
     seed: int
@@ -38,6 +39,8 @@ class SequenceRequest:
     quality: str = EXACT
     priority: int = 0
     deadline_s: float | None = None
+    prompt: str | None = None
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ class GenerationRequest:
     `request_id` is made by us and unique in this process, because cancelling goes by it.
     Defaults are those of the protocol; a transport fills in the model's own (`ModelLimits`).
     `output_compression` is the quality of a JPEG or WebP, 0 ... 100; None is that of the format.
+    `class_label` and `prompt` are as in `SequenceRequest`.
     """
 
     request_id: str
-    class_label: int
+    class_label: int | None
     height: int
     width: int
     seed: int
@@ -64,6 +68,8 @@ class GenerationRequest:
     deadline_s: float | None = None
     output_format: str = "png"
     output_compression: int | None = None
+    prompt: str | None = None
+    negative_prompt: str = ""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -90,6 +96,8 @@ class GenerationRequest:
                 quality=self.quality,
                 priority=self.priority,
                 deadline_s=self.deadline_s,
+                prompt=self.prompt,
+                negative_prompt=self.negative_prompt,
             )
             for index, seed in enumerate(self.seeds)
         )
@@ -139,14 +147,22 @@ class GenerationTimings:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A finished request: the encoded images in order, with all that made them."""
+    """A finished request: the encoded images in order, with all that made them.
+
+    `class_name` is None for a model that reads prompts.
+    """
 
     request: GenerationRequest
     model: str
-    class_name: str
+    class_name: str | None
     images: tuple[bytes, ...]
     media_type: str
     timings: GenerationTimings
+
+    @property
+    def subject(self) -> str:
+        """What the images show: the name of the class, or the prompt."""
+        return self.class_name if self.class_name is not None else self.request.prompt or ""
 
     @property
     def seeds(self) -> tuple[int, ...]:

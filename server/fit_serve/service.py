@@ -186,7 +186,7 @@ class GenerationService:
         return GenerationResult(
             request=request,
             model=self.limits.name,
-            class_name=self.limits.class_names[request.class_label],
+            class_name=self._class_name(request),
             images=tuple(images),
             media_type=MEDIA_TYPES[request.output_format],
             timings=GenerationTimings(
@@ -200,10 +200,15 @@ class GenerationService:
 
     def _parameters(self, request: GenerationRequest, seed: int) -> dict[str, object]:
         """What to ask for to get this one image again: written into the image."""
+        subject: dict[str, object] = {
+            "class": self._class_name(request),
+            "class_label": request.class_label,
+        }
+        if request.prompt is not None:
+            subject = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
         return {
             "model": self.limits.name,
-            "class": self.limits.class_names[request.class_label],
-            "class_label": request.class_label,
+            **subject,
             "height": request.height,
             "width": request.width,
             "seed": seed,
@@ -213,6 +218,10 @@ class GenerationService:
             "sampler": request.sampler,
             "quality": request.quality,
         }
+
+    def _class_name(self, request: GenerationRequest) -> str | None:
+        label = request.class_label
+        return None if label is None else self.limits.class_names[label]
 
     def _failure(
         self,

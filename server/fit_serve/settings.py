@@ -123,6 +123,18 @@ class Settings(BaseSettings):
     max_state_bytes: Annotated[
         int, Field(ge=1, description="Memory for the state of sequences that have begun.")
     ] = 2**30
+    prompt_cache_bytes: Annotated[
+        int, Field(ge=1, description="Memory for states of prompts, of models that read any.")
+    ] = 2**28
+    caption_cache_bytes: Annotated[
+        int,
+        Field(
+            ge=1, description="Memory for captions' keys and values; those in use may exceed it."
+        ),
+    ] = 2**30
+    max_prompt_characters: Annotated[
+        int, Field(ge=1, description="Most characters of a prompt; beyond, 400.")
+    ] = 4000
     max_image_tokens: Annotated[
         int,
         Field(ge=4, description="Most tokens of one image, of 16 x 16 pixels each; beyond, 400."),

@@ -32,6 +32,7 @@ class Telemetry:
         self._define_requests()
         self._define_steps()
         self._define_caches()
+        self._define_prompts()
 
     def request_finished(
         self,
@@ -101,6 +102,22 @@ class Telemetry:
         """Add look-ups of modulation rows since the last call."""
         self._modulation_hits.inc(hits)
         self._modulation_misses.inc(misses)
+
+    def prompts_looked_up(self, hits: int, misses: int) -> None:
+        """Add prompts of a request that were read before, and those that were not."""
+        self._prompt_hits.inc(hits)
+        self._prompt_misses.inc(misses)
+
+    def prompt_read(self, seconds: float, size_bytes: int) -> None:
+        """Record a prompt read by the language model, and set the bytes kept now."""
+        self._prompt_time.observe(seconds)
+        self._prompt_bytes.set(size_bytes)
+
+    def caption_cache(self, hits: int, misses: int, size_bytes: int) -> None:
+        """Add look-ups of captions' keys and values since the last call; set the bytes held now."""
+        self._caption_hits.inc(hits)
+        self._caption_misses.inc(misses)
+        self._caption_bytes.set(size_bytes)
 
     def graphs(self, hits: int, misses: int, larger: int, size_bytes: int) -> None:
         """Set how many steps were replayed, should have been, and were too large; and the bytes."""
@@ -185,6 +202,24 @@ class Telemetry:
         )
         self._modulation_misses = self._counter(
             "modulation_cache_misses_total", "Modulation rows computed."
+        )
+
+    def _define_prompts(self) -> None:
+        """All stay at zero for a model that draws classes."""
+        self._prompt_hits = self._counter("prompt_cache_hits_total", "Prompts read before.")
+        self._prompt_misses = self._counter("prompt_cache_misses_total", "Prompts not read before.")
+        self._prompt_bytes = self._gauge("prompt_cache_bytes", "Bytes of states of prompts kept.")
+        self._prompt_time = self._histogram(
+            "prompt_read_time_seconds", "The language model reading one prompt.", STEP_BUCKETS
+        )
+        self._caption_hits = self._counter(
+            "caption_cache_hits_total", "Captions whose keys and values were found."
+        )
+        self._caption_misses = self._counter(
+            "caption_cache_misses_total", "Captions whose keys and values were computed."
+        )
+        self._caption_bytes = self._gauge(
+            "caption_cache_bytes", "Bytes of captions' keys and values held."
         )
 
     def _gauge(self, name: str, meaning: str) -> Gauge:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from safetensors.torch import save_file
 
 from fit_models.released.conversion import BundleOptions, convert_released
 from support.small_autoencoders import write_small_autoencoder
-from support.toy_families import TOY_CONFIGS, toy_grids, toy_network
+from support.toy_families import (
+    TEXT_FAMILIES,
+    TOY_CONFIGS,
+    subject_of,
+    toy_grids,
+    toy_network,
+    toy_text_encoder,
+)
 from support.whole_server import serving
 
 BY_SHAPES = {"FiTv1": "noise", "DiT": "noise", "SiT": "velocity"}
@@ -30,6 +38,9 @@ async def test_requests_at_once_are_answered_as_alone(name: str, tmp_path: Path)
     state = toy_network(name).state_dict()
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "released.safetensors")
     options = BundleOptions(config=TOY_CONFIGS[name])
+    if name in TEXT_FAMILIES:
+        folder = toy_text_encoder(tmp_path / "language-model", name)
+        options = replace(options, text_encoder=folder)
     if name in BY_SHAPES:
         options = BundleOptions(num_heads=2, prediction=BY_SHAPES[name])
     convert_released(
@@ -41,7 +52,7 @@ async def test_requests_at_once_are_answered_as_alone(name: str, tmp_path: Path)
     grids = toy_grids(TOY_CONFIGS[name])
     asked = [
         {
-            "class": i % 3,
+            **subject_of(name, i),
             "height": max(2, rows) * PIXELS,
             "width": max(2, columns) * PIXELS,
             "seed": i,

@@ -28,11 +28,13 @@ def request_of(
     quality: str = "exact",
     priority: int = 0,
     deadline_s: float | None = None,
+    prompt: str | None = None,
+    negative_prompt: str = "",
 ) -> SequenceRequest:
     rows, columns = grid
     return SequenceRequest(
         sequence_id=sequence_id,
-        class_label=label,
+        class_label=label if prompt is None else None,
         height=rows * PIXELS_PER_TOKEN,
         width=columns * PIXELS_PER_TOKEN,
         seed=seed,
@@ -43,6 +45,8 @@ def request_of(
         quality=quality,
         priority=priority,
         deadline_s=deadline_s,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
     )
 
 

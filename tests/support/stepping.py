@@ -1,6 +1,6 @@
 """A runner without an engine: one step, one sequence, a whole traffic; and pictures by the book."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 from fit_models.bundle import Bundle
 from fit_models.diffusion.discrete_sampler import DiscreteEvaluation
 from fit_models.diffusion.guidance import guide
-from fit_models.families import position_tables
+from fit_models.families import TextNetwork, family_of, position_tables
 from fit_models.positions import layout_of_tables
+from fit_serve.engine.caption import Caption
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.reuse_rule import ReuseRule
 from fit_serve.engine.runner import Runner, StepResult
@@ -51,6 +52,14 @@ def finish(runner: Runner, sequence: Sequence, beside: Iterable[Sequence] = ()) 
             return result.finished[sequence]
 
 
+def read(bundle: Bundle, sequence: Sequence) -> Sequence:
+    """Give a sequence its captions, if its network reads any, without a reader or a cache."""
+    encoder = bundle.text_encoder
+    if encoder is not None:
+        sequence.captions = tuple(Caption(p, encoder.encode(p)) for p in sequence.prompts)
+    return sequence
+
+
 def alone(
     bundle: Bundle,
     request: SequenceRequest,
@@ -58,7 +67,8 @@ def alone(
     step_cache: StepCache | None = None,
 ) -> Tensor:
     return finish(
-        Runner(bundle, config or EngineConfig()), planned(request, step_cache, bundle.model_config)
+        Runner(bundle, config or EngineConfig()),
+        read(bundle, planned(request, step_cache, bundle.model_config)),
     )
 
 
@@ -71,7 +81,9 @@ def together(
     """All in one runner."""
     runner = Runner(bundle, config or EngineConfig())
     model = bundle.model_config
-    everybody = [(visit, planned(visit.request, step_cache, model)) for visit in visits]
+    everybody = [
+        (visit, read(bundle, planned(visit.request, step_cache, model))) for visit in visits
+    ]
     latents: dict[Sequence, Tensor] = {}
     number = 0
     while len(latents) < len(everybody):
@@ -97,10 +109,10 @@ def by_the_book(
 
     `rule` takes the place of the one that the step cache gives.
     """
-    network, config = bundle.network, bundle.model_config
+    config = bundle.model_config
     sequence = planned(request, step_cache, config)
     sequence.rule = rule or sequence.rule
-    layout = layout_of_tables([sequence.grid], lambda r, c: position_tables(r, c, config))
+    predict = _network_alone(bundle, sequence)
     generator = torch.Generator().manual_seed(request.seed)
     shape = (sequence.num_tokens, config.token_channels)
     x = torch.randn(shape, generator=generator)
@@ -118,11 +130,10 @@ def by_the_book(
         else:
             turn += 1
             timestep = torch.tensor([row.network_timestep])
-            out = network(x, layout, timestep, torch.tensor([request.class_label]))
+            out = predict(x, timestep, 0)
             v, variance = out[:, : shape[1]], out[:, shape[1] :]
             if scale != 1.0:
-                null = network(x, layout, timestep, torch.tensor([config.null_label]))
-                null = null[:, : shape[1]]
+                null = predict(x, timestep, 1)[:, : shape[1]]
                 v = guide(v, null, torch.tensor([[scale]]), config.guided_token_channels)
             change = line.add(row.sigma, scale, v)
             if sequence.rule is not None:
@@ -136,6 +147,31 @@ def by_the_book(
             noise = noise * torch.exp((share * high + (1 - share) * low) / 2)
         x, memory = a * x + b * v + c * memory + d * noise, e * x + f * v + g * memory
     return x
+
+
+def _network_alone(bundle: Bundle, sequence: Sequence) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """(state, timestep [1], branch) to a prediction: positions and captions made anew each time."""
+    config, request = bundle.model_config, sequence.request
+    encoder = bundle.text_encoder
+    if encoder is None:
+        network = bundle.class_network("this loop")
+        layout = layout_of_tables([sequence.grid], lambda r, c: position_tables(r, c, config))
+        labels = (request.class_label, network.config.null_label)
+        return lambda x, time, branch: network(x, layout, time, torch.tensor([labels[branch]]))
+    text_network = bundle.network
+    assert isinstance(text_network, TextNetwork)
+    scaling_at = family_of(config).scaling_at
+
+    def predict(x: Tensor, time: Tensor, branch: int) -> Tensor:
+        scaling = scaling_at and scaling_at(*sequence.grid, config, float(time))
+        layout = layout_of_tables(
+            [sequence.grid], lambda r, c: position_tables(r, c, config, scaling)
+        )
+        features = encoder.encode((request.prompt or "", request.negative_prompt)[branch])
+        captions = text_network.caption_states(features, [len(features)])
+        return text_network(x, layout, time, captions)
+
+    return predict
 
 
 class _Line:

@@ -46,7 +46,7 @@ def make_toy_bundle(
         "toy",
         network.config,
         network.state_dict(),
-        CLASS_NAMES,
+        CLASS_NAMES if network.config.num_classes else (),
         defaults,
         dtype=torch.float32,
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +16,15 @@ from fit_models.networks.dimr_config import DiMRConfig, StageConfig
 from fit_models.networks.dit_config import DiTConfig
 from fit_models.networks.fitv1_config import FiTv1Config
 from fit_models.networks.flag_dit_config import FlagDiTConfig
+from fit_models.networks.lumina_next_config import LuminaNextConfig
+from fit_models.networks.lumina_t2i_config import LuminaT2IConfig
 from fit_models.networks.mdt_config import MDTConfig
 from fit_models.networks.next_dit_config import NextDiTConfig
 from fit_models.networks.terdit_config import TerDiTConfig
 from fit_models.ternary import TernaryLinear
+from fit_models.text_encoder_copy import copy_text_encoder
 from support.toy_bundle import CLASS_NAMES, make_toy_bundle, open_gates
+from support.toy_text import CHANNELS, write_toy_text_encoder
 
 _CLASSES = len(CLASS_NAMES)
 _GRIDS = ((2, 3), (4, 4), (1, 5), (3, 2))
@@ -63,7 +68,27 @@ TOY_CONFIGS: dict[str, NetworkConfig] = {
     "NextDiT": NextDiTConfig(
         hidden_size=48, depth=2, num_heads=2, num_classes=_CLASSES, multiple_of=16
     ),
+    "LuminaNext": LuminaNextConfig(
+        hidden_size=48,
+        depth=2,
+        num_heads=4,
+        num_kv_heads=2,
+        multiple_of=16,
+        caption_channels=CHANNELS,
+        trained_side=3,
+        proportional_base=9,
+    ),
+    "LuminaT2I": LuminaT2IConfig(
+        hidden_size=48,
+        depth=2,
+        num_heads=2,
+        multiple_of=16,
+        caption_channels=CHANNELS,
+        trained_side=3,
+        proportional_base=12,
+    ),
 }
+TEXT_FAMILIES = ("LuminaNext", "LuminaT2I")
 
 
 def toy_grids(config: NetworkConfig) -> list[tuple[int, int]]:
@@ -100,4 +125,21 @@ def toy_network(name: str, seed: int = 0) -> Network:
 def make_family_bundle(folder: Path, name: str) -> Path:
     """Write a bundle of a family and return its folder."""
     defaults = SamplingDefaults(4, 2.0, sampler=samplers_of(TOY_CONFIGS[name])[0])
-    return make_toy_bundle(folder, network=toy_network(name), defaults=defaults)
+    make_toy_bundle(folder, network=toy_network(name), defaults=defaults)
+    if name in TEXT_FAMILIES:
+        source = toy_text_encoder(folder / "source", name)
+        copy_text_encoder(source, CHANNELS, folder)
+    return folder
+
+
+def toy_text_encoder(folder: Path, name: str) -> Path:
+    """The kind of language model that the family reads, in a folder as on the hub."""
+    return write_toy_text_encoder(folder, llama=name == "LuminaT2I")
+
+
+def subject_of(name: str, number: int) -> dict[str, Any]:
+    """What a request to this family says of what to draw: unlike ones for unlike numbers."""
+    if name not in TEXT_FAMILIES:
+        return {"class": number % len(CLASS_NAMES)}
+    prompt = ("a heron", "", "two kites over a teapot, at dawn")[number % 3]
+    return {"prompt": prompt, **({"negative_prompt": "fog"} if number % 4 == 1 else {})}

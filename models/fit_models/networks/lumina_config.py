@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from fit_models.config_values import config_of_values
+from fit_models.diffusion.shifted_flow import check_shift
 
 _WIDEST_CONDITION = 1024
 # The final layer of every Lumina network has a second half of channels; a flow model's are unused.
@@ -139,11 +140,14 @@ class LuminaTextConfig(LuminaConfig):
             areas have their rotary frequencies stretched.
         proportional_base: tokens at which attention has its usual temperature; None for the usual
             one everywhere (proportional attention, arXiv:2406.18583).
+        time_shift: how far its schedule is bent towards noise, see
+            `fit_models.diffusion.shifted_flow`; 4 in the authors' demos.
     """
 
     caption_channels: int
     trained_side: int = 64
     proportional_base: int | None = None
+    time_shift: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,6 +158,12 @@ class LuminaTextConfig(LuminaConfig):
             raise ValueError(
                 f"proportional_base is {self.proportional_base}; it must be at least 2, or None"
             )
+        check_shift(self.time_shift)
+
+    @property
+    def num_classes(self) -> int:
+        """None: it reads captions."""
+        return 0
 
     def caption_flops_per_token(self, caption_tokens: int) -> float:
         """What attention to a caption adds to `flops_per_token`: its keys and values are cached."""

@@ -48,16 +48,19 @@ def lines_of(layout: PackedLayout, config: LuminaT2IConfig) -> Lines:
     """Describe the same sequences with their line ends.
 
     What depends on grids alone is kept from call to call; only the rotary slab is joined anew.
+    Padding, which has no grid, is one line each.
 
     Raises:
         ValueError: the layout does not say its grids, or they do not cover its tokens.
     """
-    if sum(rows * columns for rows, columns in layout.grids) != layout.num_tokens:
+    padding = layout.lengths[len(layout.grids) :] if layout.grids else ()
+    grids = (*layout.grids, *((1, length) for length in padding))
+    if sum(rows * columns for rows, columns in grids) != layout.num_tokens:
         raise ValueError(
             f"grids {list(layout.grids)} do not cover {layout.num_tokens} tokens: line ends need "
             "the rows and columns of every sequence"
         )
-    plan = _plan(layout.grids, config, layout.rope_cos.device)
+    plan = _plan(grids, config, layout.rope_cos.device)
     slab_rows = layout.rope_cos.shape[0]
     row_U = torch.where(
         plan.is_end_U1[:, 0],

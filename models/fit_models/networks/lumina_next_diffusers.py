@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+LUMINA_PORT_MARK = "patch_embedder.proj.weight"
+"""The name by which the copy is told from the original."""
 _ENDS = {
     "patch_embedder.proj": "x_embedder",
     "time_caption_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",

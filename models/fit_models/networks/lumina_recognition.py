@@ -25,7 +25,9 @@ _ADALN = "layers.0.adaLN_modulation.1.weight"
 _EMBEDDER, _LABELS = "x_embedder.weight", "y_embedder.embedding_table.weight"
 _QUERIES, _KEYS = "layers.0.attention.wq.weight", "layers.0.attention.wk.weight"
 _Q_NORM, _MLP = "layers.0.attention.q_norm.weight", "layers.0.feed_forward.w1.weight"
-_GATE, _CAPTIONS = "layers.0.attention.gate", "cap_embedder.0.weight"
+CAPTIONS_MARK = "cap_embedder.0.weight"
+"""The name that a network has which reads captions."""
+_GATE, _CAPTIONS = "layers.0.attention.gate", CAPTIONS_MARK
 _TELLING = (_ADALN, _EMBEDDER, _QUERIES, _KEYS, _MLP)
 _LATENT_CHANNELS = 4
 

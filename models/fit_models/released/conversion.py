@@ -7,7 +7,7 @@ takes its place. Weights stay memory-mapped where their container allows.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,19 @@ from fit_models.checkpoint import (
     save_tensors,
     weight_files,
 )
-from fit_models.families import NetworkConfig, empty_network, prediction_of, samplers_of
+from fit_models.families import (
+    NetworkConfig,
+    TextConfig,
+    empty_network,
+    family_of,
+    prediction_of,
+    samplers_of,
+)
 from fit_models.released.family_choice import as_configured, choose_family
 from fit_models.released.report import REPORT, describe_source, describe_tensors, differing
 from fit_models.released.staging import refuse_existing, staged
 from fit_models.released.state_dict import PREFIX, ReleasedWeights, read_released
+from fit_models.text_encoder_copy import check_text_encoder, copy_text_encoder
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,12 @@ class BundleOptions:
         prediction: of weights with DiT's shapes: "noise", or "velocity" (SiT).
         guided_channels: latent channels that guidance changes; None is three, as released.
         dtype: of the weights as written; None keeps each tensor's own.
-        defaults: what a request gets where it does not say.
-        sampler: of the defaults; the family's first if empty.
+        num_inference_steps, guidance_scale: what a request gets where it does not say; None is
+            what the family's authors use.
+        guidance_interval: likewise.
+        sampler: likewise; the family's first if empty.
+        text_encoder: folder of the language model, for networks that read captions; see
+            `fit_models.text_encoder_copy`.
     """
 
     name: str = ""
@@ -62,8 +74,11 @@ class BundleOptions:
     prediction: str = "noise"
     guided_channels: int | None = None
     dtype: torch.dtype | None = None
-    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     sampler: str = ""
+    text_encoder: Path | None = None
 
 
 def convert_released(
@@ -101,8 +116,14 @@ def convert_released(
         config = replace(recognised.config, guided_channels=options.guided_channels)
         recognised = replace(recognised, config=config)
     config = recognised.config
-    known = samplers_of(config)
-    defaults = replace(options.defaults, sampler=options.sampler or known[0])
+    known, family = samplers_of(config), family_of(config)
+    steps, scale = options.num_inference_steps, options.guidance_scale
+    defaults = SamplingDefaults(
+        family.usual_steps if steps is None else steps,
+        family.usual_guidance if scale is None else scale,
+        options.guidance_interval,
+        options.sampler or known[0],
+    )
     if defaults.sampler not in known:
         raise ValueError(
             f"sampler {defaults.sampler!r} is not for this network, which predicts the "
@@ -112,9 +133,12 @@ def convert_released(
     class_names = options.class_names or tuple(f"class {i}" for i in range(config.num_classes))
     if len(class_names) != config.num_classes:
         raise ValueError(f"classes: {len(class_names)} names for {config.num_classes} labels")
+    captions = _checked_text_encoder(options.text_encoder, config)
     report = describe_source(weights, recognised, options.dtype)
     with staged(destination) as folder:
         copy_autoencoder(autoencoder, folder / "vae")
+        if captions is not None:
+            copy_text_encoder(*captions, folder)
         save_bundle(
             folder,
             options.name or destination.resolve().name,
@@ -129,6 +153,27 @@ def convert_released(
         (folder / REPORT).write_text(text, encoding="utf-8")
         _verify_bundle(folder, weights, options.dtype)
     return report
+
+
+def _checked_text_encoder(source: Path | None, config: NetworkConfig) -> tuple[Path, int] | None:
+    """Folder and width of the language model of a network that reads captions.
+
+    Raises:
+        ValueError: it is needed and not given, or given and not needed, or does not fit.
+    """
+    family = family_of(config)
+    if not isinstance(config, TextConfig):
+        if source is not None:
+            raise ValueError(f"text_encoder: {family.name} draws classes; leave it out")
+        return None
+    if source is None:
+        raise ValueError(
+            f"text_encoder: {family.name} reads captions; name the folder of its language model "
+            f"with --text-encoder: {family.text_encoder}, which its owners give to those who accept "
+            "their terms"
+        )
+    check_text_encoder(source, config.caption_channels)
+    return source, config.caption_channels
 
 
 def flatten_bundle(

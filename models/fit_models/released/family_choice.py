@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fit_kernels.ternary_weights import pack_ternary, ternarised
-from fit_models.families import NetworkConfig, empty_network, family_of
+from fit_models.families import NetworkConfig, TextConfig, empty_network, family_of
 from fit_models.networks.dit_diffusers import PORT_MARK, config_of_diffusers, weights_of_diffusers
+from fit_models.networks.lumina_next_diffusers import LUMINA_PORT_MARK, official_state
+from fit_models.networks.lumina_recognition import CAPTIONS_MARK, lumina_config
 from fit_models.released.recognition import Recognised, recognise
 from fit_models.released.relatives import dit_config, fitv1_config, is_dit, is_fitv1
 from fit_models.released.state_dict import ReleasedWeights
@@ -47,10 +49,15 @@ def choose_family(
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction is {prediction!r}; known: {', '.join(PREDICTIONS)}")
+    weights = _without_lumina_port(weights)
     port = PORT_MARK in weights.tensors
     if port:
         weights = _from_diffusers(weights, source)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
+    if CAPTIONS_MARK in shapes:
+        config = lumina_config(shapes)
+        assert isinstance(config, TextConfig), config
+        return Recognised(config, _size_of(config)), weights
     if is_dit(shapes):
         if hr:
             raise ValueError("hr: positions of a DiT are no rotary ones; leave --hr out")
@@ -70,8 +77,7 @@ def as_configured(
 
     Float weights of ternary layers become what they are trained to be, two bits each.
     """
-    named = family_of(config).named_configs
-    size = next((name for name, each in named.items() if each == config), None)
+    weights = _without_lumina_port(weights)
     tensors = dict(weights.tensors)
     for name, module in empty_network(config).named_modules():
         weight = tensors.get(f"{name}.weight")
@@ -79,7 +85,20 @@ def as_configured(
             continue
         if weight.is_floating_point():
             tensors[f"{name}.weight"] = pack_ternary(ternarised(weight.float()))
-    return Recognised(config, size), replace(weights, tensors=tensors)
+    return Recognised(config, _size_of(config)), replace(weights, tensors=tensors)
+
+
+def _size_of(config: NetworkConfig) -> str | None:
+    named = family_of(config).named_configs
+    return next((name for name, each in named.items() if each == config), None)
+
+
+def _without_lumina_port(weights: ReleasedWeights) -> ReleasedWeights:
+    """Diffusers' copy of Lumina-Next under the original's names; others as they are."""
+    if LUMINA_PORT_MARK not in weights.tensors:
+        return weights
+    tensors = official_state(weights.tensors)
+    return replace(weights, tensors=tensors, stripped=(*weights.stripped, "diffusers' layout"))
 
 
 def _from_diffusers(weights: ReleasedWeights, source: Path) -> ReleasedWeights:

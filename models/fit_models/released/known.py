@@ -48,7 +48,7 @@ _RELEASES: dict[str, tuple[Release, ...]] = {
     "LuminaNext": lumina_next_config.RELEASES,
     "LuminaT2I": lumina_t2i_config.RELEASES,
 }
-BY_SHAPES = ("FiTv2", "FiTv1", "DiT")
+BY_SHAPES = ("FiTv2", "FiTv1", "DiT", "LuminaNext", "LuminaT2I")
 """Families that `convert` tells by shapes; of the others it must be told the size."""
 
 
@@ -61,18 +61,26 @@ class KnownRelease:
         release: what its authors published.
         served: whether `convert` makes a bundle of it that is served.
         by_shapes: whether `convert` needs no `--config`.
+        text_encoder: where its language model is; empty for a family that draws classes.
     """
 
     family: str
     release: Release
     served: bool
     by_shapes: bool
+    text_encoder: str = ""
 
 
 def known_releases() -> tuple[KnownRelease, ...]:
     """All of them, families that are served first."""
     return tuple(
-        KnownRelease(family, release, family in FAMILIES, family in BY_SHAPES)
+        KnownRelease(
+            family,
+            release,
+            family in FAMILIES,
+            family in BY_SHAPES,
+            FAMILIES[family].text_encoder if family in FAMILIES else "",
+        )
         for family, releases in _RELEASES.items()
         for release in releases
     )

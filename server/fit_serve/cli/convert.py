@@ -54,8 +54,19 @@ def convert(
         int | None, typer.Option(help="Latent channels guidance changes; else three.")
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(_DTYPES)}.")] = "keep",
-    num_inference_steps: sampling.NumInferenceSteps = 25,
-    guidance_scale: sampling.GuidanceScale = 1.5,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the language model, of networks that read captions."),
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--num-inference-steps", "--steps", help="Default steps; else 25, for Lumina 30."
+        ),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Default guidance; else 1.5, for Lumina 4.")
+    ] = None,
     guidance_interval: sampling.GuidanceInterval = (0.0, 1.0),
     sampler: Annotated[
         str, typer.Option(help="Default update rule; else euler, or ddpm where noise is predicted.")
@@ -64,7 +75,7 @@ def convert(
     """Turn released weights into a bundle, or back; lossless unless --dtype is given."""
     import torch
 
-    from fit_models.bundle import MODEL_INDEX, SamplingDefaults
+    from fit_models.bundle import MODEL_INDEX
     from fit_models.released.conversion import BundleOptions, convert_released, flatten_bundle
     from fit_serve.cli.prepare import read_class_names
 
@@ -87,8 +98,11 @@ def convert(
         prediction=prediction,
         guided_channels=guided_channels,
         dtype=written,
-        defaults=SamplingDefaults(num_inference_steps, guidance_scale, guidance_interval),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
         sampler=sampler,
+        text_encoder=text_encoder,
     )
     report = convert_released(source, destination, autoencoder, options, allow_pickle, wrapper)
     for line in _say_report(report):
@@ -142,7 +156,7 @@ def _say_report(report: dict[str, Any]) -> list[str]:
         f"matched: {_say_tensors(report)}, each once; written dtype: {report['written_dtype']}",
         f"family: {report['family']}; size: {report['size'] or 'none with a name'}; "
         + ", ".join(f"{key} {config[key]:g}" for key in sizes if key in config)
-        + f", {config['num_classes']} classes",
+        + (f", {config['num_classes']} classes" if "num_classes" in config else ", reads captions"),
         f"not told by shapes: {told}",
     ]
     if report["attributes_dropped"]:

@@ -119,7 +119,7 @@ def evaluate(
     made = made_pictures(assembly, requests, pictures, {**used, **adapter_facts(settings.adapters)})
     if npz is not None:
         files.write_arrays(npz, made, wanted or [])
-    labels = [request.class_label for request in requests]
+    labels = [request.class_label for request in requests if request.class_label is not None]
     names = [group.name for group in groups for _ in group.requests]
     found = measure(comparison, made, labels, names, table=wanted is not None)
     if contact_sheet is not None:

@@ -15,13 +15,23 @@ if TYPE_CHECKING:
     from fit_serve.app import Assembly
 
 OFFLINE_SAMPLERS = ("dopri5", "heun3", "rk4")  # fit_models.offline's, without importing torch
+LONGEST_SUBJECT = 40
+"""Characters of a prompt that stand before the progress bar."""
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def generate(
-    class_named: Annotated[str, typer.Option("--class", help="Name or id of a class.")],
     height: Annotated[int, typer.Option(help="Height in pixels.")],
     width: Annotated[int, typer.Option(help="Width in pixels.")],
+    class_named: Annotated[
+        str | None, typer.Option("--class", help="Name or id of a class, of models that draw them.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What to draw, in words, of models that read them.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance leads away from.")
+    ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="File to write: .png, .jpg or .webp.")
     ] = Path("out.png"),
@@ -54,7 +64,7 @@ def generate(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
 ) -> None:
-    """Make images of one class, of any size, and write them to files."""
+    """Make images of one class or prompt, of any size, and write them to files."""
     output_format = format_of(output)
     from fit_serve.app import assemble
     from fit_serve.cli.progress import progress_bar
@@ -71,6 +81,8 @@ def generate(
         class_named,
         height,
         width,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
         seed=seed,
         num_images=num_images,
         num_inference_steps=num_inference_steps,
@@ -83,7 +95,9 @@ def generate(
     service.limits.check(asked)
     assembly.engine.start()
     try:
-        with progress_bar(service.limits.class_names[asked.class_label], "evaluations") as advance:
+        label = asked.class_label
+        subject = asked.prompt if label is None else service.limits.class_names[label]
+        with progress_bar((subject or "")[:LONGEST_SUBJECT], "evaluations") as advance:
             result = asyncio.run(service.generate(asked, summed(advance, num_images)))
     finally:
         assembly.engine.stop()

@@ -46,6 +46,9 @@ def said_of(known: "KnownRelease") -> list[str]:
         if release.config_name.startswith("SiT"):
             options.append("--prediction velocity")
         options.append("--autoencoder VAE")
+        if known.text_encoder:
+            options.append(f"--text-encoder {known.text_encoder.rsplit('/', 1)[-1]}")
+            lines.append(f"  reads prompts with {known.text_encoder}")
         file = release.files[0].rsplit("/", 1)[-1]
         return [*lines, f"  fit-serve convert {file} BUNDLE {' '.join(options)}"]
     return [*lines, "  the network is here, and not served yet"]

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from fit_models.bundle import Bundle
 from fit_models.diffusion.guidance import Guidance
-from fit_models.families import VELOCITY, prediction_of, samplers_of
+from fit_models.families import VELOCITY, caption_reading, prediction_of, samplers_of
 from fit_models.offline import sample_offline
 from fit_serve.errors import InvalidRequest
 from fit_serve.request import Progress, SequenceRequest, SequenceResult, SequenceTimings
@@ -30,9 +30,16 @@ class OfflineEngine:
         """Queue the pictures; progress is told once per finished picture.
 
         Raises:
-            InvalidRequest: the solver follows a velocity, and the network predicts noise.
+            InvalidRequest: the solver follows a velocity, and the network predicts noise or reads
+                prompts.
         """
         config = self._bundle.model_config
+        if caption_reading(config) is not None:
+            raise InvalidRequest(
+                f"sampler {sequences[0].sampler!r} is for models that draw classes; those of "
+                f"{self._bundle.name} are {', '.join(samplers_of(config))}",
+                param="sampler",
+            )
         for request in sequences:
             if prediction_of(config) != VELOCITY:
                 raise InvalidRequest(
@@ -64,6 +71,7 @@ class OfflineEngine:
         self, request: SequenceRequest, on_progress: Callable[[Progress], None] | None
     ) -> SequenceResult:
         started = time.monotonic()
+        assert request.class_label is not None
         pixels = sample_offline(
             self._bundle,
             request.class_label,

@@ -17,18 +17,23 @@ import torch
 from torch import Tensor
 
 from fit_models.device import upload
+from fit_models.families import TableKey
 from fit_models.packing import PackedLayout, pack_layout
+from fit_serve.engine.caption import Caption
 from fit_serve.engine.rope_cache import RopeCache
 from fit_serve.engine.sequence import Sequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """One membership of the packed batch, described.
 
     Attributes:
         sequences: in packed order.
         branches: of each.
+        tables: positions that each reads.
+        captions: of every branch in packed order, those of the padding included; empty for networks
+            that read none.
         layout: of the branches; the last ones may be padding.
         state_slices: where each sequence's state lies.
         sequence_of_state: int64 [Ts].
@@ -42,6 +47,8 @@ class Batch:
 
     sequences: tuple[Sequence, ...]
     branches: tuple[int, ...]
+    tables: tuple[TableKey, ...]
+    captions: tuple[Caption, ...]
     layout: PackedLayout
     state_slices: tuple[slice, ...]
     sequence_of_state: Tensor
@@ -58,9 +65,11 @@ class Batch:
         return self.layout.num_tokens - self.num_padding
 
     def describes(self, sequences: Items[Sequence]) -> bool:
-        """Whether these sequences, in this order, with their next branches, are this batch."""
-        return self.sequences == tuple(sequences) and self.branches == tuple(
-            s.num_branches for s in sequences
+        """Whether these sequences, in this order, with what comes next of each, are this batch."""
+        return (
+            self.sequences == tuple(sequences)
+            and self.branches == tuple(s.num_branches for s in sequences)
+            and self.tables == tuple(s.table for s in sequences)
         )
 
 
@@ -90,7 +99,7 @@ def build_batch(
             that know no packed batch. Attention stays free of the padding, which flatters them.
     """
     device = rope.cos.device
-    first_row = rope.rows_of({s.grid for s in sequences})
+    first_row = rope.rows_of({s.table for s in sequences})
     lengths, rope_rows, source, conditional, unconditional, slices = [], [], [], [], [], []
     grids: list[tuple[int, int]] = []
     token = state = 0
@@ -100,7 +109,7 @@ def build_batch(
         for _ in range(s.num_branches):
             lengths.append(n)
             grids.append(s.grid)
-            rope_rows.append(torch.arange(first_row[s.grid], first_row[s.grid] + n))
+            rope_rows.append(torch.arange(first_row[s.table], first_row[s.table] + n))
             source.append(own)
         conditional.append(torch.arange(token, token + n))
         token += n * s.num_branches
@@ -111,9 +120,11 @@ def build_batch(
     missing = pad_target(token, buckets) - token
     if missing and not pads_to_longest:
         dummies.append(missing)
-    # Padding is sequences of its own that see only themselves (row 0 and state 0 will do); it
-    # has no grid.
+    # Padding is sequences of its own that see only themselves (row 0, state 0 and the first caption
+    # will do); it has no grid.
     lengths += dummies
+    captions = [c for s in sequences for c in s.captions[: s.num_branches]]
+    captions += captions[:1] * len(dummies)
     padding = sum(dummies)
     rope_rows.append(torch.zeros(padding, dtype=torch.int64))
     source.append(torch.zeros(padding, dtype=torch.int64))
@@ -123,6 +134,8 @@ def build_batch(
     return Batch(
         sequences=tuple(sequences),
         branches=tuple(s.num_branches for s in sequences),
+        tables=tuple(s.table for s in sequences),
+        captions=tuple(captions),
         layout=pack_layout(lengths, rope.cos, rope.sin, torch.cat(rope_rows), grids),
         state_slices=tuple(slices),
         sequence_of_state=upload(

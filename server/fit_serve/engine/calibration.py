@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from fit_models.bundle import Bundle
-from fit_models.families import NetworkConfig, family_of, position_tables, takes_grid
+from fit_models.captions import CaptionStates, join_captions
+from fit_models.families import (
+    NetworkConfig,
+    TextNetwork,
+    family_of,
+    position_tables,
+    takes_grid,
+)
 from fit_models.modulation import modulation_source
 from fit_models.packing import pack_layout
 from fit_serve.engine.buckets import default_buckets
@@ -41,6 +48,7 @@ _CPU_TOTALS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 409
 _GPU_TOTALS = (*(4 * total for total in _CPU_TOTALS), 24_576, 32_768)
 _LONG_COUNTS = (1, 2, 4)  # sequences of a long grid in a pack
 _MODULATION_ROWS = 64  # distinct (timestep, label) of a step, at most
+_CAPTION_TOKENS = 32  # of a caption of usual length
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,9 @@ def calibrate(
         if bundle.device.type == "cuda":
             eager = time_in_turns(shapes, steps, left / 2, clock)
             curve = [shape for shape in shapes if shape.grid == shapes[0].grid]
-            graphs = time_in_turns(curve, steps.with_graphs(curve), left / 2, clock)
+            graphs = []
+            if not isinstance(bundle.network, TextNetwork):
+                graphs = time_in_turns(curve, steps.with_graphs(curve), left / 2, clock)
             samples, max_graph_tokens = fastest(eager, graphs)
         else:
             samples, max_graph_tokens = time_in_turns(shapes, steps, left, clock), 0
@@ -207,11 +217,11 @@ class _Steps:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._source = modulation_source(bundle.network)
+        self._captions, conditions = _conditions(bundle)
         self._rows = self._source.rows(
-            torch.linspace(0, 1, _MODULATION_ROWS, device=bundle.device),
-            torch.zeros(_MODULATION_ROWS, dtype=torch.int64, device=bundle.device),
+            torch.linspace(0, 1, _MODULATION_ROWS, device=bundle.device), conditions
         )
-        self._denoise = bundle.network.denoise
+        self._denoise: Callable[..., Tensor] = bundle.network.denoise
         self._slabs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._packs: dict[PackShape, tuple[Any, ...]] = {}
         self._generator = torch.Generator().manual_seed(0)
@@ -229,7 +239,8 @@ class _Steps:
         totals = [shape.tokens for shape in shapes]
         other = _Steps(self._bundle)
         slab = other._slab_of(shapes[0].grid)
-        graphed = GraphedNetwork(self._bundle.network, self._source, max(totals))
+        network = self._bundle.class_network("CUDA graphs")
+        graphed = GraphedNetwork(network, self._source, max(totals))
         graphed.capture(graph_shapes(totals, max(shape.count for shape in shapes)), *slab)
         other._denoise = graphed.denoise
         return other
@@ -249,7 +260,21 @@ class _Steps:
         rows = self._rows[: min(shape.count, _MODULATION_ROWS)]
         modulation = self._source.split(rows, layout.seq_of_token % rows.shape[0])
         tokens = torch.randn(shape.tokens, config.token_channels, generator=self._generator)
-        return tokens.to(device, self._bundle.dtype), layout, modulation
+        pack = tokens.to(device, self._bundle.dtype), layout, modulation
+        if self._captions is None:
+            return pack
+        return *pack, join_captions([self._captions] * shape.count)
+
+
+def _conditions(bundle: Bundle) -> tuple[CaptionStates | None, Tensor]:
+    """A caption of usual length, where the network reads any; and what stands where labels do."""
+    network, device = bundle.network, bundle.device
+    if not isinstance(network, TextNetwork):
+        return None, torch.zeros(_MODULATION_ROWS, dtype=torch.int64, device=device)
+    shape = (_CAPTION_TOKENS, network.config.caption_channels)
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    captions = network.caption_states(features.to(device, bundle.dtype), [_CAPTION_TOKENS])
+    return captions, captions.pooled.expand(_MODULATION_ROWS, -1)
 
 
 @contextmanager

@@ -27,6 +27,8 @@ class EngineConfig:
         decode_workers: threads that turn latents into pixels.
         rope_cache_tokens: rows of the rotary slab.
         modulation_cache_rows: (timestep, label) rows kept.
+        prompt_cache_bytes: memory for what the language model makes of prompts that nobody uses now.
+        caption_cache_bytes: memory for what the network makes of them; those in use may exceed it.
         wedge_timeout_s: a step that takes longer means the loop is stuck.
         policy: who goes first, see `Order`.
         priority_step_s: waiting that a level of priority outweighs.
@@ -51,6 +53,8 @@ class EngineConfig:
     decode_workers: int = 1
     rope_cache_tokens: int = 65_536
     modulation_cache_rows: int = 2048
+    prompt_cache_bytes: int = 2**28
+    caption_cache_bytes: int = 2**30
     wedge_timeout_s: float = 120.0
     policy: str = "fcfs"
     priority_step_s: float = 10.0
@@ -71,6 +75,8 @@ class EngineConfig:
             "decode_workers",
             "rope_cache_tokens",
             "modulation_cache_rows",
+            "prompt_cache_bytes",
+            "caption_cache_bytes",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from fit_models.batch_invariant import fixed_tiles_obstacle, use_fixed_tiles
 from fit_models.bundle import Bundle
+from fit_models.captions import CaptionStates
 from fit_models.compiled import compile_blocks, release_blocks
+from fit_models.families import TextNetwork
 from fit_models.modulation import ModulationSource
 from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
@@ -44,8 +46,15 @@ class Execution:
         self.graphs: GraphedNetwork | None = None
         on_gpu = bundle.device.type == "cuda"
         self.mode = config.execution
+        reads_captions = isinstance(bundle.network, TextNetwork)
         if self.mode == "auto":
-            self.mode = "graphs" if on_gpu and max_graph_tokens != 0 else "eager"
+            fits = on_gpu and max_graph_tokens != 0 and not reads_captions
+            self.mode = "graphs" if fits else "eager"
+        if reads_captions and self.mode != "eager":
+            raise ValueError(
+                f"execution is {self.mode!r}; a network that reads captions runs 'eager' only, for "
+                "how long they are is known to the host"
+            )
         if config.batch_invariant and on_gpu:
             if obstacle := fixed_tiles_obstacle(bundle.network):
                 raise ValueError(f"batch_invariant cannot be had: {obstacle}")
@@ -54,7 +63,8 @@ class Execution:
             if not on_gpu or not buckets:
                 raise ValueError("execution is 'graphs'; that needs a GPU and token buckets")
             largest = buckets[-1] if max_graph_tokens is None else max_graph_tokens
-            self.graphs = GraphedNetwork(bundle.network, stacked, largest)
+            network = bundle.class_network("CUDA graphs")
+            self.graphs = GraphedNetwork(network, stacked, largest)
         elif self.mode == "compile":
             if config.batch_invariant:
                 raise ValueError("execution 'compile' promises no bits; batch_invariant needs them")
@@ -66,8 +76,17 @@ class Execution:
             shapes = graph_shapes(self._buckets, self._max_num_branches)
             self.graphs.capture(shapes, rope.cos, rope.sin)
 
-    def denoise(self, tokens_TK: Tensor, layout: PackedLayout, modulation: Modulation) -> Tensor:
+    def denoise(
+        self,
+        tokens_TK: Tensor,
+        layout: PackedLayout,
+        modulation: Modulation,
+        captions: CaptionStates | None = None,
+    ) -> Tensor:
         """As the network's own; the next call may overwrite the result."""
+        if isinstance(self._network, TextNetwork):
+            assert captions is not None
+            return self._network.denoise(tokens_TK, layout, modulation, captions)
         network = self._network if self.graphs is None else self.graphs
         return network.denoise(tokens_TK, layout, modulation)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fit_models.families import Network, placement
+from fit_models.families import ClassNetwork, placement
 from fit_models.modulation import ModulationSource, joined_rows
 from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
@@ -67,7 +67,7 @@ class StaticStep:
         self.rows_RM[: rows_RM.shape[0]].copy_(rows_RM)
         self.modulation.row_of_token.copy_(modulation.row_of_token)
 
-    def run(self, network: Network) -> None:
+    def run(self, network: ClassNetwork) -> None:
         """Evaluate what lies here; the result lands in `output_TP`."""
         self.output_TP.copy_(network.denoise(self.tokens_TK, self.layout, self.modulation))
 
@@ -77,7 +77,7 @@ class GraphBuffers:
 
     def __init__(
         self,
-        network: Network,
+        network: ClassNetwork,
         stacked: ModulationSource,
         shapes: Collection[GraphShape],
         slab: tuple[Tensor, Tensor],

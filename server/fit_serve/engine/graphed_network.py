@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fit_kernels.attention import capture_obstacle
-from fit_models.families import Network, placement
+from fit_models.families import ClassNetwork, placement
 from fit_models.modulation import ModulationSource
 from fit_models.modulation_rows import Modulation
 from fit_models.packing import PackedLayout
@@ -59,7 +59,7 @@ class GraphedNetwork:
 
     def __init__(
         self,
-        network: Network,
+        network: ClassNetwork,
         stacked: ModulationSource,
         max_graph_tokens: int,
         make_capturer: Callable[[torch.device], Capturer] = CudaCapturer,

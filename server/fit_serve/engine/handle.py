@@ -23,6 +23,7 @@ from fit_models.device import use_fast_float32_matmul
 from fit_models.families import family_of, samplers_of, takes_grid
 from fit_serve.engine.admission import Admission
 from fit_serve.engine.budget import calibration_of, step_limits
+from fit_serve.engine.caption_reader import CaptionReader
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.cost_model import CostModel
 from fit_serve.engine.decoder import Decoder
@@ -97,6 +98,8 @@ class EngineHandle:
             ThreadExecutor(self._use_threads) if overlaps else None,
         )
         self._decoder: Decoder | None = None
+        self._reader: CaptionReader | None = None
+        self._telemetry = telemetry
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._ledger = Ledger()
         self._lock = threading.Lock()  # guards the phase, and a check until its use
@@ -117,6 +120,15 @@ class EngineHandle:
             self._on_decoded,
             1 if self.config.batch_invariant else None,
         )
+        if self.bundle.text_encoder is not None:
+            self._reader = CaptionReader(
+                self.bundle.text_encoder,
+                self.config.prompt_cache_bytes,
+                self._engine.put,
+                self._ledger.fail,
+                self._telemetry,
+                self._use_threads,
+            )
         self._runner.execution.warm_up(self._runner.rope)
         self._thread.start()
         warm_up = self._warm_up_request()
@@ -136,7 +148,10 @@ class EngineHandle:
         model = self.bundle.model_config
         tokens = 4 if takes_grid(4, 4, model) else family_of(model).trained_side(model)
         side, sampler = tokens * self.bundle.pixels_per_token, samplers_of(model)[0]
-        return SequenceRequest("warm-up", 0, side, side, 0, 2, 2.0, (0.0, 1.0), sampler)
+        label, prompt = (0, None) if self.bundle.text_encoder is None else (None, "")
+        return SequenceRequest(
+            "warm-up", label, side, side, 0, 2, 2.0, (0.0, 1.0), sampler, prompt=prompt
+        )
 
     def ready(self) -> bool:
         """Whether sequences are accepted."""
@@ -147,7 +162,8 @@ class EngineHandle:
         if self._phase in ("starting", "stopped"):
             return True
         has_decoder = self._decoder is not None and self._decoder.is_alive()
-        return self._thread.is_alive() and has_decoder and not self._is_stuck()
+        has_reader = self._reader is None or self._reader.is_alive()
+        return self._thread.is_alive() and has_decoder and has_reader and not self._is_stuck()
 
     def drain(self, timeout_s: float) -> None:
         """Accept nothing more; wait until everything accepted has ended, at most `timeout_s`."""
@@ -164,6 +180,8 @@ class EngineHandle:
         """
         with self._lock:
             self._phase = "stopped"
+        if self._reader is not None:
+            self._reader.close(self.config.wedge_timeout_s)
         self._engine.stop()
         if self._thread.ident is not None:
             self._thread.join(0.0 if self._is_stuck() else self.config.wedge_timeout_s)
@@ -219,23 +237,38 @@ class EngineHandle:
         self._ledger.cancel(sequence_ids)
 
     def _plan(self, request: SequenceRequest) -> Sequence:
-        classes = self.bundle.model_config.num_classes
-        if not 0 <= request.class_label < classes:
-            raise InvalidRequest(
-                f"class is {request.class_label}; it must be in 0..{classes - 1}", param="class"
-            )
+        self._check_subject(request)
         try:
             side, model = self.bundle.pixels_per_token, self.bundle.model_config
             return plan_sequence(request, side, self._step_cache, model)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
 
+    def _check_subject(self, request: SequenceRequest) -> None:
+        """Refuse a class that is not there, a prompt that is too long, and each for the other."""
+        encoder, classes = self.bundle.text_encoder, self.bundle.model_config.num_classes
+        if encoder is None:
+            if request.class_label is None or not 0 <= request.class_label < classes:
+                raise InvalidRequest(
+                    f"class is {request.class_label}; it must be in 0..{classes - 1}", param="class"
+                )
+            return
+        if request.prompt is None:
+            raise InvalidRequest("prompt is required: a text", param="prompt")
+        for name in ("prompt", "negative_prompt"):
+            try:
+                encoder.token_ids(getattr(request, name))
+            except ValueError as error:
+                raise InvalidRequest(
+                    f"{name} {error}", param=name, code="prompt_too_long"
+                ) from error
+
     def _accept(
         self, planned: list[Sequence], on_progress: OnProgress | None
     ) -> list[Future[SequenceResult]]:
         futures = self._ledger.open(planned, on_progress)
         try:
-            self._engine.put(planned)
+            (self._reader or self._engine).put(planned)
         except EngineFailed as error:  # the loop has ended a moment ago
             for sequence in planned:
                 self._ledger.fail(sequence, error)

@@ -6,7 +6,7 @@ Dimension key: R rows asked for, M values of a row.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,9 +31,15 @@ class ModulationCache:
         device: torch.device,
         dtype: torch.dtype,
         one_by_one: bool = False,
+        conditions: Callable[[Sequence[int]], Tensor] | None = None,
     ) -> None:
-        """`one_by_one` makes a row's bits independent of what else is computed with it."""
+        """Take the parts.
+
+        `one_by_one` makes a row's bits independent of what else is computed with it; `conditions`
+        gives what `source` takes for labels, on the device, where that is not themselves.
+        """
         self._source = source
+        self._conditions = conditions
         self._one_by_one = one_by_one
         self._device = device
         self._slab = torch.zeros(num_rows, source.row_values, device=device, dtype=dtype)
@@ -76,7 +82,11 @@ class ModulationCache:
 
     def _compute(self, keys: Sequence[Key]) -> Tensor:
         timestep_R = upload(torch.tensor([key[0] for key in keys]), self._device)
-        label_R = upload(torch.tensor([key[1] for key in keys]), self._device)
+        labels = [key[1] for key in keys]
+        if self._conditions is None:
+            label_R = upload(torch.tensor(labels), self._device)
+        else:
+            label_R = self._conditions(labels)
         if self._one_by_one:
             return rows_one_by_one(self._source, timestep_R, label_R)
         return self._source.rows(timestep_R, label_R)

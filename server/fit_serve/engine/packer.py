@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fit_models.diffusion.discrete_sampler import variance_ranges
+from fit_models.families import TableKey
 from fit_serve.engine.batch import Batch, build_batch, packed_order
 from fit_serve.engine.modulation_cache import Key
-from fit_serve.engine.rope_cache import Grid, RopeCache
+from fit_serve.engine.rope_cache import RopeCache
 from fit_serve.engine.sequence import Sequence
 from fit_serve.engine.turn import Turn
 
@@ -64,7 +65,7 @@ class PreparedPack:
     Attributes:
         batch: description of the membership.
         rows_S8: sampler coefficients and guidance scale of every sequence.
-        keys: distinct (timestep, label) of the step.
+        keys: distinct (timestep, label) of the step; a caption's number is its label.
         row_of_branch: int64 [B], which of them each branch uses, padding included.
         noise_TsK: fresh noise, zeros where none is wanted; None for nobody.
         ranges_S2: between which log variances the network puts that of the noise; None for nobody.
@@ -110,13 +111,14 @@ class Packer:
         self,
         rope: RopeCache,
         token_channels: int,
-        null_label: int,
+        null_label: int | None,
         buckets: Items[int] = (),
         shares_packs: bool = True,
         pads_to_longest: bool = False,
     ) -> None:
-        """`shares_packs` False gives every sequence a pack, so that no shape tells of others.
+        """`null_label` None: sequences have captions, which stand where labels would.
 
+        `shares_packs` False gives every sequence a pack, so that no shape tells of others.
         `pads_to_longest`: see `build_batch`.
         """
         self._pads_to_longest = pads_to_longest
@@ -128,13 +130,13 @@ class Packer:
         self._generators: dict[Sequence, torch.Generator] = {}
         self._batches: dict[Sequence, Batch] = {}  # by the first sequence of each
         self._rope_evictions = 0  # when the batches were described
-        self._grids: frozenset[Grid] = frozenset()
+        self._tables: frozenset[TableKey] = frozenset()
 
     def prepare(self, sequences: Items[Sequence]) -> PreparedStep:
         """Describe the next turn of every sequence; moves nobody."""
-        grids = frozenset(s.grid for s in sequences)
-        self._rope.protected = grids | self._grids  # a step of those may be under way
-        self._grids = grids
+        tables = frozenset(s.table for s in sequences)
+        self._rope.protected = tables | self._tables  # a step of those may be under way
+        self._tables = tables
         groups = [packed_order(sequences)] if self._shares_packs else [[s] for s in sequences]
         packs = tuple(self._prepare(group, [s.next_turn() for s in group]) for group in groups)
         return PreparedStep(
@@ -214,9 +216,16 @@ class Packer:
         row_of_branch = []
         for sequence, turn in zip(group, turns, strict=True):
             timestep = sequence.evaluations[turn.position].network_timestep
-            for label in (sequence.request.class_label, self._null_label)[: turn.branches]:
+            for label in self._labels(sequence)[: turn.branches]:
                 row_of_branch.append(index.setdefault((timestep, label), len(index)))
         return tuple(index), row_of_branch
+
+    def _labels(self, sequence: Sequence) -> tuple[int, ...]:
+        """Of the conditional and of the unconditional branch."""
+        if self._null_label is None:
+            return tuple(caption.caption_id for caption in sequence.captions)
+        assert sequence.request.class_label is not None
+        return sequence.request.class_label, self._null_label
 
     def _noise(self, group: list[Sequence], turns: list[Turn]) -> Tensor | None:
         """Fresh noise for sequences whose rule wants it, zeros for others; None for nobody."""

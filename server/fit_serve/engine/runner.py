@@ -20,10 +20,11 @@ from fit_models.bundle import Bundle
 from fit_models.device import upload
 from fit_models.diffusion.discrete_sampler import scaled_noise
 from fit_models.diffusion.guidance import guide
-from fit_models.families import position_tables, position_widths
+from fit_models.families import TextNetwork, position_tables, position_widths
 from fit_models.modulation import modulation_source
 from fit_serve.engine.batch import Batch
 from fit_serve.engine.buckets import default_buckets
+from fit_serve.engine.caption_cache import CaptionCache
 from fit_serve.engine.config import EngineConfig
 from fit_serve.engine.execution import Execution
 from fit_serve.engine.modulation_cache import ModulationCache
@@ -32,6 +33,8 @@ from fit_serve.engine.packer import Fold, Packer, PreparedPack, PreparedStep, St
 from fit_serve.engine.rope_cache import RopeCache
 from fit_serve.engine.sequence import Sequence
 from fit_serve.engine.step_clock import StepClock
+
+_CAPTION_ROWS_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Runner:
             default_buckets(self.device) if config.token_buckets is None else config.token_buckets
         )
         self.rope = RopeCache(
-            lambda rows, columns: position_tables(rows, columns, model),
+            lambda rows, columns, *scaling: position_tables(rows, columns, model, *scaling),
             config.rope_cache_tokens,
             position_widths(model),
             self.device,
@@ -80,12 +83,22 @@ class Runner:
         self._guided_channels = model.guided_token_channels
         self._source = modulation_source(network)
         self.execution = Execution(bundle, self._source, config, self.buckets, max_graph_tokens)
+        self.captions: CaptionCache | None = None
+        num_rows, null_label = config.modulation_cache_rows, None
+        if isinstance(network, TextNetwork):
+            self.captions = CaptionCache(network, config.caption_cache_bytes)
+            # A caption's rows serve its own pictures only, so there is no use for very many.
+            row_bytes = self._source.row_values * self._source.row_dtype.itemsize
+            num_rows = max(1, min(num_rows, _CAPTION_ROWS_BYTES // row_bytes))
+        else:
+            null_label = network.config.null_label
         self.modulation = ModulationCache(
             self._source,
-            config.modulation_cache_rows,
+            num_rows,
             self.device,
             self._source.row_dtype,
             one_by_one=config.batch_invariant,
+            conditions=None if self.captions is None else self.captions.pooled,
         )
         # On a CPU even elementwise loops treat the ends of a tensor differently, so that only
         # shapes which depend on nothing but the sequence give the same bits.
@@ -93,7 +106,7 @@ class Runner:
         self._packer = Packer(
             self.rope,
             model.token_channels,
-            model.null_label,
+            null_label,
             self.buckets,
             shares_packs,
             pads_to_longest=config.batching == "padded-mixed",
@@ -120,7 +133,7 @@ class Runner:
     def execute(self, step: PreparedStep) -> StepResult:
         """Advance every sequence of the step by its turn."""
         clock = StepClock(self.device)
-        self._store.forget(step.forgotten)
+        self._drop(step.forgotten)
         finished: dict[Sequence, Tensor] = {}
         changes: list[tuple[Sequence, int, Tensor]] = []
         for pack in step.packs:
@@ -131,8 +144,13 @@ class Runner:
 
     def release(self) -> None:
         """Free at once what was forgotten; no step may be under way."""
-        self._store.forget(self._forgotten)
+        self._drop(self._forgotten)
         self._forgotten = []
+
+    def _drop(self, sequences: Items[Sequence]) -> None:
+        self._store.forget(sequences)
+        if self.captions is not None:
+            self.captions.forget(sequences)
 
     def _advance(self, pack: PreparedPack) -> list[tuple[Sequence, int, Tensor]]:
         keeps = pack.shifts_S is not None
@@ -177,12 +195,15 @@ class Runner:
 
     def _prediction(self, pack: PreparedPack, state_TsK: Tensor) -> Tensor:
         """Predictions [T, P] of the network for every branch."""
-        batch = pack.batch
+        batch, captions = pack.batch, None
+        if self.captions is not None:
+            self.captions.hold(batch.sequences)
+            captions = self.captions.joined(batch)
         tokens_TK = state_TsK.index_select(0, batch.token_source).to(self.dtype)
         row_of_branch = upload(pack.row_of_branch, self.device)
         row_of_token = row_of_branch.index_select(0, batch.layout.seq_of_token)
         modulation = self._source.split(self.modulation.rows(pack.keys), row_of_token)
-        return self.execution.denoise(tokens_TK, batch.layout, modulation)
+        return self.execution.denoise(tokens_TK, batch.layout, modulation, captions)
 
     def _guided(self, batch: Batch, velocity_TK: Tensor, rows_S8: Tensor) -> Tensor:
         """Both branches as one prediction [Ts, K], fp32."""

@@ -12,7 +12,15 @@ from fit_models.config import NAMED_CONFIGS
 from fit_models.diffusion.guidance import Guidance
 from fit_models.diffusion.sampler import Evaluation
 from fit_models.diffusion.step_cache import extrapolation
-from fit_models.families import NetworkConfig, family_of, guidance_scale_at, trajectory_of
+from fit_models.families import (
+    NetworkConfig,
+    TableKey,
+    family_of,
+    guidance_scale_at,
+    table_keys,
+    trajectory_of,
+)
+from fit_serve.engine.caption import Caption
 from fit_serve.engine.reuse_rule import ReuseRule
 from fit_serve.engine.step_cache import StepCache
 from fit_serve.engine.turn import Reuse, Turn
@@ -30,6 +38,9 @@ class Sequence:
         grid: (rows, columns) in tokens.
         evaluations: every evaluation, in order.
         guidance_scales: scale of each evaluation; exactly 1 means one branch.
+        tables: positions each evaluation reads, where they change with time; else empty.
+        captions: of the conditional and the unconditional branch, once they are read, of networks
+            that read any; the second is missing where no evaluation is guided.
         start_noise: scale of noise added before the first evaluation.
         rule: which evaluations do without the network; None: none of them.
         order: 1 extrapolates the prediction, 0 repeats it.
@@ -45,6 +56,8 @@ class Sequence:
     grid: tuple[int, int]
     evaluations: tuple[Evaluation, ...]
     guidance_scales: tuple[float, ...]
+    tables: tuple[TableKey, ...] = ()
+    captions: tuple[Caption, ...] = ()
     start_noise: float = 0.0
     rule: ReuseRule | None = None
     order: int = 1
@@ -68,6 +81,20 @@ class Sequence:
     def num_tokens(self) -> int:
         """Tokens of one branch."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def table(self) -> TableKey:
+        """Positions that the evaluation which comes next reads."""
+        return self.tables[self.position] if self.tables else self.grid
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What `captions` are to be read from; none for a network that is told a class."""
+        if self.request.prompt is None:
+            return ()
+        if all(scale == 1.0 for scale in self.guidance_scales):
+            return (self.request.prompt,)
+        return self.request.prompt, self.request.negative_prompt
 
     @property
     def num_branches(self) -> int:
@@ -179,6 +206,7 @@ def plan_sequence(
         grid=grid,
         evaluations=trajectory.evaluations,
         guidance_scales=scales,
+        tables=table_keys(grid, model, trajectory),
         start_noise=trajectory.start_noise,
         rule=cache.rule_for(request.quality, trajectory, scales),
         order=cache.order,

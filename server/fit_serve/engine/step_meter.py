@@ -27,6 +27,7 @@ class StepMeter:
         self._runner = runner
         self._telemetry = telemetry
         self._counted = (0, 0, 0, 0)
+        self._captions_counted = (0, 0)
 
     def count(self, report: StepReport, seconds: float) -> None:
         """Count a step that took this long."""
@@ -49,6 +50,12 @@ class StepMeter:
         self._counted = now
         self._telemetry.rope_cache(new[0], new[1], rope.num_bytes)
         self._telemetry.modulation_cache(new[2], new[3])
+        if (captions := self._runner.captions) is not None:
+            hits, misses = self._captions_counted
+            self._captions_counted = captions.hits, captions.misses
+            self._telemetry.caption_cache(
+                captions.hits - hits, captions.misses - misses, captions.num_bytes
+            )
         if (graphs := self._runner.execution.graphs) is not None:
             self._telemetry.graphs(graphs.hits, graphs.misses, graphs.larger, graphs.num_bytes)
 

@@ -48,7 +48,11 @@ class GenerateAnswer(BaseModel):
     id: str
     created: int = Field(description="Seconds since 1970, UTC.")
     model: str
-    class_: ClassAnswer = Field(alias="class")
+    class_: ClassAnswer | None = Field(
+        None, alias="class", description="Of a model that draws classes."
+    )
+    prompt: str | None = Field(None, description="Of a model that reads prompts.")
+    negative_prompt: str | None = None
     height: int
     width: int
     seed: int = Field(description="The seed of the first image.")
@@ -81,7 +85,7 @@ def image_answer(result: GenerationResult) -> Response:
     """Answer with the bytes of the one image."""
     request = result.request
     extension = request.output_format
-    name = f"{_plain(result.class_name)}-{request.height}x{request.width}-{request.seed}"
+    name = f"{_plain(result.subject)}-{request.height}x{request.width}-{request.seed}"
     headers = {
         "content-disposition": f'inline; filename="{name}.{extension}"',
         "x-seed": str(request.seed),
@@ -104,7 +108,7 @@ def answer_fields(result: GenerationResult) -> dict[str, object]:
             "id": request.request_id,
             "created": int(time.time()),
             "model": result.model,
-            "class": {"id": request.class_label, "name": result.class_name},
+            **_subject(result),
             "height": request.height,
             "width": request.width,
             "seed": request.seed,
@@ -130,7 +134,15 @@ def answer_fields(result: GenerationResult) -> dict[str, object]:
             },
         }
     )
-    return answer.model_dump(by_alias=True)
+    return answer.model_dump(by_alias=True, exclude_none=True)
+
+
+def _subject(result: GenerationResult) -> dict[str, object]:
+    """The class, or both prompts."""
+    request = result.request
+    if request.prompt is not None:
+        return {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    return {"class": {"id": request.class_label, "name": result.class_name}}
 
 
 def timing_headers(timings: GenerationTimings) -> dict[str, str]:
@@ -166,7 +178,7 @@ def _quality(value: str) -> float:
 
 
 def _plain(name: str) -> str:
-    """Keep of a class name what is safe in a file name everywhere."""
+    """Keep of a class name or a prompt what is safe in a file name everywhere."""
     kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
     return kept.strip("-")[:40] or "image"
 

@@ -6,12 +6,12 @@ by `ModelLimits`, for every transport alike.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from fit_serve.http_api.field_errors import Body, refusal
-from fit_serve.limits import ModelLimits
+from fit_serve.limits import CLASS_WANTED, ModelLimits
 from fit_serve.quality import QUALITIES
 from fit_serve.request import NUM_SEEDS, GenerationRequest
 
@@ -20,18 +20,22 @@ MAX_EXAMPLES = 100
 
 
 class GenerateBody(Body):
-    """A request for images of one class. Optional fields may be left out or null."""
+    """A request for images of one subject. Optional fields may be left out or null."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     expected: ClassVar[dict[str, str]] = {
-        "class": "the name (a string) or the id (an integer) of a class",
+        "class": CLASS_WANTED,
         "guidance_interval": "an array of two finite numbers, [low, high]",
     }
 
     class_: Annotated[
-        str | int,
+        str | int | None,
         Field(alias="class", description="Name or id of a class of the model."),
-    ]
+    ] = None
+    prompt: Annotated[str | None, Field(description="What to draw, in words.")] = None
+    negative_prompt: Annotated[
+        str | None, Field(description="What guidance leads away from; nothing if absent.")
+    ] = None
     height: Annotated[int, Field(description="Height of the image in pixels.")]
     width: Annotated[int, Field(description="Width of the image in pixels.")]
     num_images: Annotated[
@@ -93,6 +97,8 @@ def parse_generate(fields: Mapping[str, object], limits: ModelLimits) -> Generat
         body.class_,
         body.height,
         body.width,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
         seed=body.seed,
         num_images=body.num_images,
         num_inference_steps=body.num_inference_steps,
@@ -113,7 +119,6 @@ def generate_schema(limits: ModelLimits) -> dict[str, object]:
     side: dict[str, object] = {"minimum": limits.min_side, "multipleOf": limits.size_multiple}
     defaults = limits.defaults
     facts: dict[str, dict[str, object]] = {
-        "class": {"examples": list(limits.class_names[:MAX_EXAMPLES])},
         "height": side,
         "width": side,
         "num_images": {"minimum": 1, "maximum": limits.max_num_images, "default": 1},
@@ -142,9 +147,31 @@ def generate_schema(limits: ModelLimits) -> dict[str, object]:
     }
     for field, more in facts.items():
         schema["properties"][field].update(more)
+    subject = _say_subject(schema, limits)
     schema["description"] += (
         f" At most {limits.max_tokens} tokens, of {limits.size_multiple} x {limits.size_multiple} "
         "pixels each, an image."
     )
-    schema["examples"] = [{"class": limits.class_names[0], "height": 128, "width": 192}]
+    example = "a heron at dawn" if limits.reads_prompts else limits.class_names[0]
+    schema["examples"] = [{subject: example, "height": 128, "width": 192}]
     return schema
+
+
+def _say_subject(schema: dict[str, Any], limits: ModelLimits) -> str:
+    """Leave in a schema what says what to draw from this model; returns the required field."""
+    properties = schema["properties"]
+    if limits.reads_prompts:
+        subject, others = "prompt", ("class",)
+        kind: dict[str, object] = {"type": "string"}
+        properties["negative_prompt"] |= {"maxLength": limits.max_prompt_characters, "default": ""}
+        more: dict[str, object] = {"maxLength": limits.max_prompt_characters}
+    else:
+        subject, others = "class", ("prompt", "negative_prompt")
+        kind = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+        more = {"examples": list(limits.class_names[:MAX_EXAMPLES])}
+    told = {key: properties[subject][key] for key in ("title", "description")}
+    properties[subject] = {**kind, **told, **more}
+    for other in others:
+        del properties[other]
+    schema["required"] = [subject, *schema["required"]]
+    return subject

@@ -121,7 +121,15 @@ def test_the_bundle_is_what_it_was_told_to_be(
 ):
     source, defaults = write_released(tmp_path / "x", toy), SamplingDefaults(9, 4.0, (0.1, 0.9))
     names = ("ant", "bee", "car")
-    options = BundleOptions("mine", names, hr=True, guided_channels=4, defaults=defaults)
+    options = BundleOptions(
+        "mine",
+        names,
+        hr=True,
+        guided_channels=4,
+        num_inference_steps=9,
+        guidance_scale=4.0,
+        guidance_interval=(0.1, 0.9),
+    )
     convert_released(source, tmp_path / "bundle", autoencoder, options)
     bundle = load_bundle(str(tmp_path / "bundle"))
     assert (bundle.name, bundle.class_names, bundle.defaults) == ("mine", names, defaults)

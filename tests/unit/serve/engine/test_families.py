@@ -1,5 +1,7 @@
 """Every family in the shared batch: as its own loop would have it, whoever is beside it."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,12 +10,24 @@ from fit_models.families import FAMILIES, VELOCITY, family_of, prediction_of, sa
 from fit_serve.engine.sequence import plan_sequence
 from support.sequences import PIXELS_PER_TOKEN, request_of
 from support.stepping import Visit, by_the_book, together
-from support.toy_families import TOY_CONFIGS, make_family_bundle, toy_grids
+from support.toy_families import (
+    TEXT_FAMILIES,
+    TOY_CONFIGS,
+    make_family_bundle,
+    subject_of,
+    toy_grids,
+)
 
 
 @pytest.fixture(scope="module", params=sorted(TOY_CONFIGS))
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return load_bundle(str(make_family_bundle(tmp_path_factory.mktemp("bundle"), request.param)))
+
+
+def prompts(bundle: Bundle, number: int) -> dict[str, Any]:
+    """Some prompt for a network that reads them."""
+    name = family_of(bundle.model_config).name
+    return subject_of(name, number) if name in TEXT_FAMILIES else {}
 
 
 @torch.inference_mode()
@@ -31,6 +45,7 @@ def test_a_mix_of_everything_is_what_each_would_have_been_alone(bundle: Bundle):
                 sampler=samplers[i % len(samplers)],
                 seed=i,
                 label=i % 3,
+                **prompts(bundle, i),
             ),
             begins=i % 2,
         )

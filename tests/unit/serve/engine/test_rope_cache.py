@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fit_models.config import RopeConfig
+from fit_models.families import TableKey
 from fit_models.rope import rope_table
-from fit_serve.engine.rope_cache import Grid, RopeCache
+from fit_serve.engine.rope_cache import RopeCache
 
 HALF = 4
 CPU = torch.device("cpu")
@@ -24,9 +25,9 @@ def cache_of(num_rows: int) -> RopeCache:
     return RopeCache(table, num_rows, (HALF, HALF), CPU)
 
 
-def check(cache: RopeCache, first_row: dict[Grid, int]) -> None:
+def check(cache: RopeCache, first_row: dict[TableKey, int]) -> None:
     for grid, first in first_row.items():
-        cos, sin = table(*grid)
+        cos, sin = table(grid[0], grid[1])
         assert torch.equal(cache.cos[first : first + len(cos)], cos)
         assert torch.equal(cache.sin[first : first + len(sin)], sin)
 
@@ -38,7 +39,7 @@ steps = st.lists(st.sets(st.tuples(sides, sides), min_size=1, max_size=5), min_s
 @settings(max_examples=80, deadline=None)
 @given(steps, st.integers(1, 60))
 def test_rows_are_the_tables_of_the_step_and_none_overlap(
-    asked: list[set[Grid]], num_rows: int
+    asked: list[set[tuple[int, int]]], num_rows: int
 ) -> None:
     cache = cache_of(num_rows)
     for grids in asked:
@@ -52,9 +53,9 @@ def test_rows_are_the_tables_of_the_step_and_none_overlap(
 @settings(max_examples=40, deadline=None)
 @given(steps)
 def test_a_slab_that_holds_all_tables_makes_each_once_and_never_grows(
-    asked: list[set[Grid]],
+    asked: list[set[tuple[int, int]]],
 ) -> None:
-    grids = set().union(*asked)
+    grids: set[tuple[int, int]] = set().union(*asked)
     cache = cache_of(sum(rows * columns for rows, columns in grids))
     for some in asked:
         cache.rows_of(some)
@@ -102,6 +103,6 @@ def test_tables_are_those_of_the_model() -> None:
     config = RopeConfig(mode="ntk-aware", decouple=True, ori_max_pe_len=4)
     cache = RopeCache(lambda r, c: rope_table(r, c, 2 * HALF, config), 100, (HALF, HALF), CPU)
     for grid, first in cache.rows_of([(3, 6), (6, 3), (2, 2)]).items():
-        cos, sin = rope_table(*grid, 2 * HALF, config)
+        cos, sin = rope_table(grid[0], grid[1], 2 * HALF, config)
         assert torch.equal(cache.cos[first : first + len(cos)], cos)
         assert torch.equal(cache.sin[first : first + len(sin)], sin)

@@ -43,7 +43,8 @@ def test_graphs_in_the_place_of_the_network_make_the_same_latents(
         wanted = latents(Runner(bundle, config))
         runner = Runner(bundle, config)
         stacked = StackedModulation(bundle.fitv2("these tests"))
-        graphs = GraphedNetwork(bundle.network, stacked, BUCKETS[-1], RecordingCapturer)
+        network = bundle.fitv2("these tests")
+        graphs = GraphedNetwork(network, stacked, BUCKETS[-1], RecordingCapturer)
         graphs.capture(
             graph_shapes(BUCKETS, max_sequences=9, shortest=4), runner.rope.cos, runner.rope.sin
         )
