@@ -48,8 +48,8 @@ def sample_offline(
         uint8 [3, height, width].
 
     Raises:
-        ValueError: the sampler is unknown or not for this model, which may read prompts, or a side is no multiple of a
-            token's.
+        ValueError: the sampler is unknown or not for this model, which may read prompts, or a side
+            is no multiple of a token's.
     """
     if sampler not in OFFLINE_SAMPLERS:
         raise ValueError(f"sampler {sampler!r} is unknown; known: {', '.join(OFFLINE_SAMPLERS)}")

@@ -13,6 +13,7 @@ BUNDLE = SimpleNamespace(
     device=torch.device("cpu"),
     dtype=torch.float32,
     class_names=CLASS_NAMES,
+    text_encoder=None,
     model_config=ModelConfig(hidden_size=128, depth=2, num_heads=2, adaln_lora_dim=8),
     autoencoder=SimpleNamespace(downsampling=8),
     defaults=SimpleNamespace(

@@ -169,7 +169,7 @@ def _checked_text_encoder(source: Path | None, config: NetworkConfig) -> tuple[P
     if source is None:
         raise ValueError(
             f"text_encoder: {family.name} reads captions; name the folder of its language model "
-            f"with --text-encoder: {family.text_encoder}, which its owners give to those who accept "
+            f"with --text-encoder: {family.text_encoder}, whose owners give it to those who accept "
             "their terms"
         )
     check_text_encoder(source, config.caption_channels)

@@ -1,7 +1,7 @@
 """What the network itself keeps of captions: keys and values of every block, and the pooled state.
 
-Computed once for each caption, by itself, so that its bits depend on no other. Belongs to the thread
-that runs steps; knows captions and who uses them, not language models.
+Computed once for each caption, by itself, so that its bits depend on no other. Belongs to the
+thread that runs steps; knows captions and who uses them, not language models.
 
 Dimension key: R modulation rows, M width of the condition.
 """

@@ -27,7 +27,8 @@ class EngineConfig:
         decode_workers: threads that turn latents into pixels.
         rope_cache_tokens: rows of the rotary slab.
         modulation_cache_rows: (timestep, label) rows kept.
-        prompt_cache_bytes: memory for what the language model makes of prompts that nobody uses now.
+        prompt_cache_bytes: memory for what the language model makes of prompts; those in use may
+            exceed it.
         caption_cache_bytes: memory for what the network makes of them; those in use may exceed it.
         wedge_timeout_s: a step that takes longer means the loop is stuck.
         policy: who goes first, see `Order`.

@@ -222,6 +222,7 @@ class EngineHandle:
             NotReady: starting, draining, stopped or stuck.
             Overloaded: the queue has no room, or no time before a deadline.
         """
+        self._check_subjects(sequences)
         planned = [self._plan(request) for request in sequences]
         with self._lock:
             if not self.ready():
@@ -237,31 +238,30 @@ class EngineHandle:
         self._ledger.cancel(sequence_ids)
 
     def _plan(self, request: SequenceRequest) -> Sequence:
-        self._check_subject(request)
         try:
             side, model = self.bundle.pixels_per_token, self.bundle.model_config
             return plan_sequence(request, side, self._step_cache, model)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
 
-    def _check_subject(self, request: SequenceRequest) -> None:
+    def _check_subjects(self, requests: Items[SequenceRequest]) -> None:
         """Refuse a class that is not there, a prompt that is too long, and each for the other."""
         encoder, classes = self.bundle.text_encoder, self.bundle.model_config.num_classes
         if encoder is None:
-            if request.class_label is None or not 0 <= request.class_label < classes:
-                raise InvalidRequest(
-                    f"class is {request.class_label}; it must be in 0..{classes - 1}", param="class"
-                )
+            for label in (request.class_label for request in requests):
+                if label is None or not 0 <= label < classes:
+                    raise InvalidRequest(
+                        f"class is {label}; it must be in 0..{classes - 1}", param="class"
+                    )
             return
-        if request.prompt is None:
-            raise InvalidRequest("prompt is required: a text", param="prompt")
-        for name in ("prompt", "negative_prompt"):
-            try:
-                encoder.token_ids(getattr(request, name))
-            except ValueError as error:
-                raise InvalidRequest(
-                    f"{name} {error}", param=name, code="prompt_too_long"
-                ) from error
+        for prompt, negative in {(request.prompt, request.negative_prompt) for request in requests}:
+            for name, text in (("prompt", prompt), ("negative_prompt", negative)):
+                if text is None:
+                    raise InvalidRequest(f"{name} is required: a text", param=name)
+                try:
+                    encoder.token_ids(text)
+                except ValueError as error:
+                    raise InvalidRequest(f"{name} {error}", name, "prompt_too_long") from error
 
     def _accept(
         self, planned: list[Sequence], on_progress: OnProgress | None
