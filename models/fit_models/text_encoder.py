@@ -117,11 +117,13 @@ def load_text_encoder(
             )
     try:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise ValueError(
             "text_encoder: this model reads prompts, which needs transformers: "
             'pip install "fit-serve[text]"'
         ) from error
+    disable_progress_bar()
     model = _loaded(
         AutoModel, folder / TEXT_ENCODER, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )

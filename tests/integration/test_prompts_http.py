@@ -40,7 +40,7 @@ async def test_a_picture_does_not_notice_other_prompts_nor_whether_its_own_was_k
     asked = [
         {
             "prompt": prompt,
-            "seed": i % 3,
+            "seed": 5,
             "height": (32, 64)[i % 2],
             "negative_prompt": "fog" * (i % 2),
         }
@@ -54,7 +54,7 @@ async def test_a_picture_does_not_notice_other_prompts_nor_whether_its_own_was_k
     for pictures in zip(together, known, alone, strict=True):
         first, *others = (numpy.asarray(picture).astype(int) for picture in pictures)
         assert all(numpy.abs(first - other).max() <= 1 for other in others)
-    assert numpy.abs(numpy.asarray(alone[0]).astype(int) - numpy.asarray(alone[3])).max() > 3
+    assert numpy.abs(numpy.asarray(alone[0]).astype(int) - numpy.asarray(alone[4])).max() > 3
 
 
 async def test_one_prompt_asked_for_many_times_at_once_is_read_once(folder: Path):
