@@ -4,6 +4,7 @@ Nothing is downloaded: the vocabulary is made here.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -31,7 +32,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_toy_text_encoder(folder: Path, channels: int = CHANNELS, llama: bool = False) -> Path:
     """Language model and tokenizer in one folder, as on the hub."""
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": len(_SPECIAL) + len(_LETTERS),
         "hidden_size": channels,
         "intermediate_size": 32,

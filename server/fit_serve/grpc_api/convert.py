@@ -26,18 +26,21 @@ def request_of(
         InvalidRequest: what to draw is missing or unknown.
     """
     subject = message.WhichOneof("subject")
-    if subject is None:
+    if subject is None and not limits.reads_prompts:
         raise InvalidRequest(
             "class_name or class_label is required: the name or the id of a class",
             param="class_name",
         )
+    is_class = subject in ("class_name", "class_label")
     interval = message.guidance_interval
     has_interval = message.HasField("guidance_interval")
     deadline_s = message.deadline_ms / 1e3 if message.HasField("deadline_ms") else None
     return limits.complete(
-        getattr(message, subject),
+        getattr(message, subject) if is_class and subject else None,
         message.height,
         message.width,
+        prompt=message.prompt if subject == "prompt" else None,
+        negative_prompt=_given(message, "negative_prompt"),
         seed=_given(message, "seed"),
         num_images=_given(message, "num_images"),
         num_inference_steps=_given(message, "num_inference_steps"),
@@ -59,7 +62,11 @@ def response_of(result: GenerationResult) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         id=request.request_id,
         model=result.model,
-        image_class=pb.ImageClass(id=request.class_label, name=result.class_name),
+        image_class=None
+        if request.class_label is None
+        else pb.ImageClass(id=request.class_label, name=result.class_name or ""),
+        prompt=request.prompt,
+        negative_prompt=None if request.prompt is None else request.negative_prompt,
         height=request.height,
         width=request.width,
         num_inference_steps=request.num_inference_steps,

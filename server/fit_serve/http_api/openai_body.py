@@ -2,7 +2,7 @@
 
 OpenAI's fields (its OpenAPI document, 2.3.0) and those that other image servers added. Null is
 "not given", unknown fields are passed over, a known field with a bad value is refused. The prompt
-of a model of classes is a name or an id.
+of a model of classes is a name or an id; one that reads prompts takes it as it is.
 """
 
 import re
@@ -41,7 +41,11 @@ class ImagesBody(Body):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
     prompt: Annotated[
-        str | None, Field(description="For a model of classes: the name or the id of a class.")
+        str | None,
+        Field(description="What to draw; for a model of classes the name or the id of a class."),
+    ] = None
+    negative_prompt: Annotated[
+        str | None, Field(description="What guidance leads away from; of models that read prompts.")
     ] = None
     model: Annotated[str | None, Field(description="A model of this server.")] = None
     n: Annotated[int | None, Field(description="How many images.")] = None
@@ -124,9 +128,11 @@ def asked_images(body: ImagesBody, limits: ModelLimits) -> AskedImages:
     width, height = _size(body, limits)
     try:
         request = limits.complete(
-            _subject(body),
+            None if limits.reads_prompts and body.class_labels is None else _subject(body),
             height,
             width,
+            prompt=body.prompt if limits.reads_prompts else None,
+            negative_prompt=body.negative_prompt,
             seed=body.seed,
             num_images=n,
             num_inference_steps=body.num_inference_steps,
@@ -148,7 +154,7 @@ def asked_images(body: ImagesBody, limits: ModelLimits) -> AskedImages:
 
 
 def _subject(body: ImagesBody) -> str | int:
-    """The class that is meant."""
+    """The class that is meant, of a model of classes."""
     if body.class_labels is not None:
         if len(body.class_labels) != 1:
             raise InvalidRequest(

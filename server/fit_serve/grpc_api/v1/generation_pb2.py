@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fit_serve/grpc_api/v1/generation.proto\x12\x0c\x66it_serve.v1\"\xe4\x04\n\x0fGenerateRequest\x12\x14\n\nclass_name\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x63lass_label\x18\x02 \x01(\x03H\x00\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12\r\n\x05width\x18\x06 \x01(\x03\x12\x17\n\nnum_images\x18\x07 \x01(\x03H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x08 \x01(\x03H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\t \x01(\x01H\x03\x88\x01\x01\x12>\n\x11guidance_interval\x18\n \x01(\x0b\x32\x1e.fit_serve.v1.GuidanceIntervalH\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x05\x88\x01\x01\x12\x14\n\x07sampler\x18\x0c \x01(\tH\x06\x88\x01\x01\x12\x14\n\x07quality\x18\r \x01(\tH\x07\x88\x01\x01\x12\x15\n\x08priority\x18\x0e \x01(\x03H\x08\x88\x01\x01\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x0f \x01(\x01H\t\x88\x01\x01\x12\x1a\n\routput_format\x18\x10 \x01(\tH\n\x88\x01\x01\x12\x1f\n\x12output_compression\x18\x11 \x01(\x03H\x0b\x88\x01\x01\x42\t\n\x07subjectB\r\n\x0b_num_imagesB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x14\n\x12_guidance_intervalB\x07\n\x05_seedB\n\n\x08_samplerB\n\n\x08_qualityB\x0b\n\t_priorityB\x0e\n\x0c_deadline_msB\x10\n\x0e_output_formatB\x15\n\x13_output_compression\"-\n\x10GuidanceInterval\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"\xee\x02\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12-\n\x0bimage_class\x18\x03 \x01(\x0b\x32\x18.fit_serve.v1.ImageClass\x12\x0e\n\x06height\x18\x04 \x01(\x03\x12\r\n\x05width\x18\x05 \x01(\x03\x12\x1b\n\x13num_inference_steps\x18\x06 \x01(\x03\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x01\x12\x39\n\x11guidance_interval\x18\x08 \x01(\x0b\x32\x1e.fit_serve.v1.GuidanceInterval\x12\x0f\n\x07sampler\x18\t \x01(\t\x12\x0f\n\x07quality\x18\n \x01(\t\x12\x12\n\nmedia_type\x18\x0b \x01(\t\x12#\n\x06images\x18\x0c \x03(\x0b\x32\x13.fit_serve.v1.Image\x12&\n\x07timings\x18\r \x01(\x0b\x32\x15.fit_serve.v1.Timings\"&\n\nImageClass\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\"#\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04seed\x18\x02 \x01(\x03\"i\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x11\n\tencode_ms\x18\x04 \x01(\x01\x12\x10\n\x08total_ms\x18\x05 \x01(\x01\"\xa5\x01\n\rGenerateEvent\x12*\n\x08progress\x18\x01 \x01(\x0b\x32\x16.fit_serve.v1.ProgressH\x00\x12\x33\n\tcompleted\x18\x02 \x01(\x0b\x32\x1e.fit_serve.v1.GenerateResponseH\x00\x12*\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x16.fit_serve.v1.AcceptedH\x00\x42\x07\n\x05\x65vent\"\x16\n\x08\x41\x63\x63\x65pted\x12\n\n\x02id\x18\x01 \x01(\t\"T\n\x08Progress\x12\x13\n\x0bimage_index\x18\x01 \x01(\x03\x12\x18\n\x10\x65valuations_done\x18\x02 \x01(\x03\x12\x19\n\x11\x65valuations_total\x18\x03 \x01(\x03\x32\xac\x01\n\x0fImageGeneration\x12I\n\x08Generate\x12\x1d.fit_serve.v1.GenerateRequest\x1a\x1e.fit_serve.v1.GenerateResponse\x12N\n\x0eGenerateStream\x12\x1d.fit_serve.v1.GenerateRequest\x1a\x1b.fit_serve.v1.GenerateEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fit_serve/grpc_api/v1/generation.proto\x12\x0c\x66it_serve.v1\"\xa8\x05\n\x0fGenerateRequest\x12\x14\n\nclass_name\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x63lass_label\x18\x02 \x01(\x03H\x00\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x1c\n\x0fnegative_prompt\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12\r\n\x05width\x18\x06 \x01(\x03\x12\x17\n\nnum_images\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\t \x01(\x01H\x04\x88\x01\x01\x12>\n\x11guidance_interval\x18\n \x01(\x0b\x32\x1e.fit_serve.v1.GuidanceIntervalH\x05\x88\x01\x01\x12\x11\n\x04seed\x18\x0b \x01(\x03H\x06\x88\x01\x01\x12\x14\n\x07sampler\x18\x0c \x01(\tH\x07\x88\x01\x01\x12\x14\n\x07quality\x18\r \x01(\tH\x08\x88\x01\x01\x12\x15\n\x08priority\x18\x0e \x01(\x03H\t\x88\x01\x01\x12\x18\n\x0b\x64\x65\x61\x64line_ms\x18\x0f \x01(\x01H\n\x88\x01\x01\x12\x1a\n\routput_format\x18\x10 \x01(\tH\x0b\x88\x01\x01\x12\x1f\n\x12output_compression\x18\x11 \x01(\x03H\x0c\x88\x01\x01\x42\t\n\x07subjectB\x12\n\x10_negative_promptB\r\n\x0b_num_imagesB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x14\n\x12_guidance_intervalB\x07\n\x05_seedB\n\n\x08_samplerB\n\n\x08_qualityB\x0b\n\t_priorityB\x0e\n\x0c_deadline_msB\x10\n\x0e_output_formatB\x15\n\x13_output_compression\"-\n\x10GuidanceInterval\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"\xd5\x03\n\x10GenerateResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x0bimage_class\x18\x03 \x01(\x0b\x32\x18.fit_serve.v1.ImageClassH\x00\x88\x01\x01\x12\x0e\n\x06height\x18\x04 \x01(\x03\x12\r\n\x05width\x18\x05 \x01(\x03\x12\x1b\n\x13num_inference_steps\x18\x06 \x01(\x03\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x01\x12\x39\n\x11guidance_interval\x18\x08 \x01(\x0b\x32\x1e.fit_serve.v1.GuidanceInterval\x12\x0f\n\x07sampler\x18\t \x01(\t\x12\x0f\n\x07quality\x18\n \x01(\t\x12\x12\n\nmedia_type\x18\x0b \x01(\t\x12#\n\x06images\x18\x0c \x03(\x0b\x32\x13.fit_serve.v1.Image\x12&\n\x07timings\x18\r \x01(\x0b\x32\x15.fit_serve.v1.Timings\x12\x13\n\x06prompt\x18\x0e \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\x0f \x01(\tH\x02\x88\x01\x01\x42\x0e\n\x0c_image_classB\t\n\x07_promptB\x12\n\x10_negative_prompt\"&\n\nImageClass\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\"#\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0c\n\x04seed\x18\x02 \x01(\x03\"i\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x11\n\tencode_ms\x18\x04 \x01(\x01\x12\x10\n\x08total_ms\x18\x05 \x01(\x01\"\xa5\x01\n\rGenerateEvent\x12*\n\x08progress\x18\x01 \x01(\x0b\x32\x16.fit_serve.v1.ProgressH\x00\x12\x33\n\tcompleted\x18\x02 \x01(\x0b\x32\x1e.fit_serve.v1.GenerateResponseH\x00\x12*\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x16.fit_serve.v1.AcceptedH\x00\x42\x07\n\x05\x65vent\"\x16\n\x08\x41\x63\x63\x65pted\x12\n\n\x02id\x18\x01 \x01(\t\"T\n\x08Progress\x12\x13\n\x0bimage_index\x18\x01 \x01(\x03\x12\x18\n\x10\x65valuations_done\x18\x02 \x01(\x03\x12\x19\n\x11\x65valuations_total\x18\x03 \x01(\x03\x32\xac\x01\n\x0fImageGeneration\x12I\n\x08Generate\x12\x1d.fit_serve.v1.GenerateRequest\x1a\x1e.fit_serve.v1.GenerateResponse\x12N\n\x0eGenerateStream\x12\x1d.fit_serve.v1.GenerateRequest\x1a\x1b.fit_serve.v1.GenerateEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fit_serve.grpc_api.v1.gener
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=57
-  _globals['_GENERATEREQUEST']._serialized_end=669
-  _globals['_GUIDANCEINTERVAL']._serialized_start=671
-  _globals['_GUIDANCEINTERVAL']._serialized_end=716
-  _globals['_GENERATERESPONSE']._serialized_start=719
-  _globals['_GENERATERESPONSE']._serialized_end=1085
-  _globals['_IMAGECLASS']._serialized_start=1087
-  _globals['_IMAGECLASS']._serialized_end=1125
-  _globals['_IMAGE']._serialized_start=1127
-  _globals['_IMAGE']._serialized_end=1162
-  _globals['_TIMINGS']._serialized_start=1164
-  _globals['_TIMINGS']._serialized_end=1269
-  _globals['_GENERATEEVENT']._serialized_start=1272
-  _globals['_GENERATEEVENT']._serialized_end=1437
-  _globals['_ACCEPTED']._serialized_start=1439
-  _globals['_ACCEPTED']._serialized_end=1461
-  _globals['_PROGRESS']._serialized_start=1463
-  _globals['_PROGRESS']._serialized_end=1547
-  _globals['_IMAGEGENERATION']._serialized_start=1550
-  _globals['_IMAGEGENERATION']._serialized_end=1722
+  _globals['_GENERATEREQUEST']._serialized_end=737
+  _globals['_GUIDANCEINTERVAL']._serialized_start=739
+  _globals['_GUIDANCEINTERVAL']._serialized_end=784
+  _globals['_GENERATERESPONSE']._serialized_start=787
+  _globals['_GENERATERESPONSE']._serialized_end=1256
+  _globals['_IMAGECLASS']._serialized_start=1258
+  _globals['_IMAGECLASS']._serialized_end=1296
+  _globals['_IMAGE']._serialized_start=1298
+  _globals['_IMAGE']._serialized_end=1333
+  _globals['_TIMINGS']._serialized_start=1335
+  _globals['_TIMINGS']._serialized_end=1440
+  _globals['_GENERATEEVENT']._serialized_start=1443
+  _globals['_GENERATEEVENT']._serialized_end=1608
+  _globals['_ACCEPTED']._serialized_start=1610
+  _globals['_ACCEPTED']._serialized_end=1632
+  _globals['_PROGRESS']._serialized_start=1634
+  _globals['_PROGRESS']._serialized_end=1718
+  _globals['_IMAGEGENERATION']._serialized_start=1721
+  _globals['_IMAGEGENERATION']._serialized_end=1893
 # @@protoc_insertion_point(module_scope)

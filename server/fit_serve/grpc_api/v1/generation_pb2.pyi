@@ -7,9 +7,11 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("class_name", "class_label", "height", "width", "num_images", "num_inference_steps", "guidance_scale", "guidance_interval", "seed", "sampler", "quality", "priority", "deadline_ms", "output_format", "output_compression")
+    __slots__ = ("class_name", "class_label", "prompt", "negative_prompt", "height", "width", "num_images", "num_inference_steps", "guidance_scale", "guidance_interval", "seed", "sampler", "quality", "priority", "deadline_ms", "output_format", "output_compression")
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     NUM_IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +27,8 @@ class GenerateRequest(_message.Message):
     OUTPUT_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     class_name: str
     class_label: int
+    prompt: str
+    negative_prompt: str
     height: int
     width: int
     num_images: int
@@ -38,7 +42,7 @@ class GenerateRequest(_message.Message):
     deadline_ms: float
     output_format: str
     output_compression: int
-    def __init__(self, class_name: _Optional[str] = ..., class_label: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., seed: _Optional[int] = ..., sampler: _Optional[str] = ..., quality: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., output_format: _Optional[str] = ..., output_compression: _Optional[int] = ...) -> None: ...
+    def __init__(self, class_name: _Optional[str] = ..., class_label: _Optional[int] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_images: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., seed: _Optional[int] = ..., sampler: _Optional[str] = ..., quality: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_ms: _Optional[float] = ..., output_format: _Optional[str] = ..., output_compression: _Optional[int] = ...) -> None: ...
 
 class GuidanceInterval(_message.Message):
     __slots__ = ("low", "high")
@@ -49,7 +53,7 @@ class GuidanceInterval(_message.Message):
     def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("id", "model", "image_class", "height", "width", "num_inference_steps", "guidance_scale", "guidance_interval", "sampler", "quality", "media_type", "images", "timings")
+    __slots__ = ("id", "model", "image_class", "height", "width", "num_inference_steps", "guidance_scale", "guidance_interval", "sampler", "quality", "media_type", "images", "timings", "prompt", "negative_prompt")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IMAGE_CLASS_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +67,8 @@ class GenerateResponse(_message.Message):
     MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     image_class: ImageClass
@@ -76,7 +82,9 @@ class GenerateResponse(_message.Message):
     media_type: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
     timings: Timings
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., image_class: _Optional[_Union[ImageClass, _Mapping]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., sampler: _Optional[str] = ..., quality: _Optional[str] = ..., media_type: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    prompt: str
+    negative_prompt: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., image_class: _Optional[_Union[ImageClass, _Mapping]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., sampler: _Optional[str] = ..., quality: _Optional[str] = ..., media_type: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ...) -> None: ...
 
 class ImageClass(_message.Message):
     __slots__ = ("id", "name")
