@@ -45,7 +45,8 @@ class ImagesBody(Body):
         Field(description="What to draw; for a model of classes the name or the id of a class."),
     ] = None
     negative_prompt: Annotated[
-        str | None, Field(description="What guidance leads away from; of models that read prompts.")
+        str | None,
+        Field(description="What guidance leads away from; passed over by a model of classes."),
     ] = None
     model: Annotated[str | None, Field(description="A model of this server.")] = None
     n: Annotated[int | None, Field(description="How many images.")] = None
@@ -132,7 +133,7 @@ def asked_images(body: ImagesBody, limits: ModelLimits) -> AskedImages:
             height,
             width,
             prompt=body.prompt if limits.reads_prompts else None,
-            negative_prompt=body.negative_prompt,
+            negative_prompt=body.negative_prompt if limits.reads_prompts else None,
             seed=body.seed,
             num_images=n,
             num_inference_steps=body.num_inference_steps,

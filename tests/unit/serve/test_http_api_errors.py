@@ -46,7 +46,7 @@ def post(body: str | bytes) -> Any:
         ({"class": "sunflwer"}, "class", ["sunflwer", "did you mean sunflower"]),
         ({"class": 99}, "class", ["99", "0 to 5"]),
         ({"class": True}, "class", ["name", "id", "true"]),
-        ({"class": None}, "class", ["name", "id", "null"]),
+        ({"class": None}, "class", ["name", "id", "required"]),
         ({"guidance_scale": "2"}, "guidance_scale", ["number", "'2'"]),
         ({"guidance_scale": False}, "guidance_scale", ["number", "false"]),
         ({"guidance_scale": 20.5}, "guidance_scale", ["20.5", "20.0"]),
@@ -66,7 +66,7 @@ def post(body: str | bytes) -> Any:
         ({"deadline_ms": -5.0}, "deadline_ms", ["-5", "1 to"]),
         ({"deadline_ms": "soon"}, "deadline_ms", ["a finite number", "'soon'"]),
         ({"heigth": 32}, "heigth", ["heigth", "did you mean height"]),
-        ({"prompt": "a cat"}, "prompt", ["prompt", "num_inference_steps"]),
+        ({"query": "a cat"}, "query", ["query", "num_inference_steps"]),
     ],
 )
 def test_a_bad_field_is_named_with_value_and_limit(

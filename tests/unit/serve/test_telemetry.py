@@ -28,6 +28,13 @@ NAMES = {
     "fit_rope_cache_bytes",
     "fit_modulation_cache_hits",
     "fit_modulation_cache_misses",
+    "fit_prompt_cache_hits",
+    "fit_prompt_cache_misses",
+    "fit_prompt_cache_bytes",
+    "fit_prompt_read_time_seconds",
+    "fit_caption_cache_hits",
+    "fit_caption_cache_misses",
+    "fit_caption_cache_bytes",
 }
 
 
