@@ -95,8 +95,11 @@ class HttpTarget:
 
     def submit(self, request: SequenceRequest) -> Future[Any]:
         """Start a request in a thread of its own."""
+        subject: dict[str, object] = {"class": request.class_label}
+        if request.prompt is not None:
+            subject = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
         body = {
-            "class": request.class_label,
+            **subject,
             "height": request.height,
             "width": request.width,
             "seed": request.seed,

@@ -58,6 +58,15 @@ def sizes_near(side: int, multiple: int) -> tuple[tuple[int, int], ...]:
     return tuple(sizes)
 
 
+PROMPTS = (
+    "a heron",
+    "two kites over a harbour",
+    "a red teapot on a wooden table beside a window, morning light",
+    "an old map of an island with a lighthouse, a whale and three ships, in brown ink on paper",
+)
+"""What is asked for of a model that reads prompts."""
+
+
 def make_requests(
     traffic: str,
     num_requests: int,
@@ -68,7 +77,7 @@ def make_requests(
     seed: int,
     sampler: str = "euler",
 ) -> list[SequenceRequest]:
-    """Draw requests.
+    """Draw requests; without classes each has one of some prompts of unlike lengths.
 
     Raises:
         ValueError: the traffic is unknown.
@@ -86,7 +95,8 @@ def make_requests(
         requests.append(
             SequenceRequest(
                 sequence_id=f"bench-{number}",
-                class_label=rng.randrange(num_classes),
+                class_label=rng.randrange(num_classes) if num_classes else None,
+                prompt=None if num_classes else rng.choice(PROMPTS),
                 height=height,
                 width=width,
                 seed=rng.randrange(2**31),

@@ -1,18 +1,28 @@
 """A model is asked for classes or by prompts, never both; who mixes them up is told what works."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+import fit_serve.app as app_module
+from fit_serve.cli.command import app
 from fit_serve.errors import InvalidRequest
+from fit_serve.grpc_api.convert import request_of, response_of
+from fit_serve.grpc_api.v1 import generation_pb2 as pb
 from fit_serve.http_api import build_http_api
-from fit_serve.request import GenerationRequest
+from fit_serve.request import GenerationRequest, GenerationResult, GenerationTimings
 from fit_serve.service import GenerationService
 from fit_serve.telemetry import Telemetry
 from support.fake_engine import LIMITS, FakeEngine
+from support.fake_handle import BUNDLE, FakeHandle
 
 READER = replace(LIMITS, name="reader", class_names=(), max_prompt_characters=50)
 SIZE: dict[str, Any] = {"height": 64, "width": 96}
@@ -118,6 +128,46 @@ def test_the_document_has_the_fields_of_this_kind_of_model(
     assert set(schema["examples"][0]) == {required, "height", "width"}
     if limits is READER:
         assert schema["properties"]["prompt"]["maxLength"] == 50
+
+
+def test_the_prompt_of_openais_clients_is_the_prompt():
+    engine = FakeEngine()
+    body = {"prompt": "a heron", "negative_prompt": "fog", "size": "96x64"}
+    assert client_of(READER, engine).post("/v1/images/generations", json=body).status_code == 200
+    asked = engine.submitted[0]
+    assert (asked.class_label, asked.prompt, asked.negative_prompt) == (None, "a heron", "fog")
+    answer = client_of(READER).post("/v1/images/generations", json={**body, "class_labels": [1]})
+    assert answer.status_code == 400
+
+
+def test_prompts_come_over_grpc():
+    message = pb.GenerateRequest(prompt="a heron", negative_prompt="fog", height=64, width=96)
+    asked = request_of(message, READER)
+    assert (asked.class_label, asked.prompt, asked.negative_prompt) == (None, "a heron", "fog")
+    timings = GenerationTimings(0.0, 0.0, 0.0, 0.0, 0.0)
+    told = response_of(GenerationResult(asked, "reader", None, (b"",), "image/png", timings))
+    assert (told.prompt, told.negative_prompt) == ("a heron", "fog")
+    assert not told.HasField("image_class")
+    for wrong in (pb.GenerateRequest(class_label=1, height=64, width=96), pb.GenerateRequest()):
+        with pytest.raises(InvalidRequest, match=r"reads prompts; give prompt|prompt is required"):
+            request_of(wrong, READER)
+    with pytest.raises(InvalidRequest, match="draws classes"):
+        request_of(message, LIMITS)
+
+
+def test_the_command_line_takes_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bundle = SimpleNamespace(**{**vars(BUNDLE), "class_names": (), "text_encoder": object()})
+    monkeypatch.setattr(app_module, "load_bundle", lambda *_: bundle)
+    monkeypatch.setattr(app_module, "EngineHandle", FakeHandle)
+    size = ["generate", "--height", "32", "--width", "48", "-o", str(tmp_path / "a.png")]
+    made = CliRunner().invoke(app, [*size, "--prompt", "a heron", "--negative-prompt", "fog"])
+    assert made.exit_code == 0, made.output
+    with Image.open(tmp_path / "a.png") as image:
+        said = json.loads(image.info["parameters"])
+    assert (said["prompt"], said["negative_prompt"]) == ("a heron", "fog")
+    refused = CliRunner().invoke(app, [*size, "--class", "1"])
+    assert refused.exit_code != 0
+    assert "reads prompts; give prompt" in str(refused.exception) + refused.output
 
 
 def test_the_service_refuses_what_a_transport_let_through():
